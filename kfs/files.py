@@ -1,0 +1,195 @@
+"""Every write of the store, by what it promises.
+
+Responsible for: create-exclusive, temp-then-publish, atomic replace, append + fdatasync, directory sync; undoing what a full
+disk cut short. All system calls that change the disk go through one object, so a test can fail each of them in turn.
+Refuses: any further write after a barrier failed. A failed fsync may have dropped the dirty pages while marking them clean,
+so a retry that "succeeds" proves nothing (Rebello et al., "Can Applications Recover from fsync Failures?", ATC 2020): the
+store is poisoned until it is opened again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from kfs.layout import TEMP_PREFIX
+from kfs.objects import byte_view
+from syscalls.errors import RecurosError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+_NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_BUFFERS_PER_CALL_MAX: Final = 512  # Linux's IOV_MAX is 1,024
+_FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+class Files:
+    """The write side of one open store. `calls` is the module `os`, or a stand-in that fails where a test wants it to."""
+
+    def __init__(self, calls: Any = os) -> None:
+        self._os = calls
+        self._temp_number = 0
+        self.poison: RecurosError | None = None
+
+    def check(self) -> None:
+        """Raise the error that poisoned the store, if one did."""
+        if self.poison is not None:
+            raise self.poison
+
+    def make_folder(self, path: Path, mode: int = 0o755) -> None:
+        """Create a folder, durably; an existing one is fine."""
+        self.check()
+        if path.is_dir():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._guard(path, lambda: self._os.mkdir(path, mode))
+        self.sync_folder(path.parent)
+
+    def write_temp(self, folder: Path, buffers: Sequence[Buffer], mode: int = 0o644) -> Path:
+        """Write a new temporary file and fsync it; on any failure it is removed again."""
+        self.check()
+        self._temp_number += 1
+        path = folder / f"{TEMP_PREFIX}{os.getpid()}-{self._temp_number}"
+        fd = self._guard(path, lambda: self._os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode))
+        try:
+            self._guard(path, lambda: self._write_all(fd, buffers, 0))
+            self.barrier(path, lambda: self._os.fsync(fd))
+        except BaseException:
+            self.discard(path)
+            raise
+        finally:
+            os.close(fd)
+        return path
+
+    def publish(self, temp: Path, final: Path) -> None:
+        """Rename a synced temporary file over its final name and make the name durable."""
+        self.check()
+        try:
+            self._guard(final, lambda: self._os.rename(temp, final))
+        except BaseException:
+            self.discard(temp)
+            raise
+        self.sync_folder(final.parent)
+
+    def replace(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        """Atomic replace: after a crash the file holds the old bytes or the new ones, whole."""
+        self.publish(self.write_temp(path.parent, [data], mode), path)
+
+    def create(self, path: Path, data: bytes, mode: int = 0o644) -> None:
+        """Create-exclusive, durably: E9-INTEGRITY when the file exists. Readers never see it half written."""
+        self.check()
+        temp = self.write_temp(path.parent, [data], mode)
+        try:
+            self._guard(path, lambda: self._os.link(temp, path))
+        except FileExistsError as e:
+            raise RecurosError("E9-INTEGRITY", f"{path} exists already and is never overwritten") from e
+        finally:
+            self.discard(temp)
+        self.sync_folder(path.parent)
+
+    def sync_folder(self, folder: Path) -> None:
+        """Make the names in a folder durable."""
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.barrier(folder, lambda: self._os.fsync(fd))
+        finally:
+            os.close(fd)
+
+    def discard(self, path: Path) -> None:
+        """Remove a file that nothing refers to; one that is already gone is fine."""
+        try:
+            self._os.unlink(path)
+        except FileNotFoundError:
+            return
+        except OSError as e:
+            # A leftover temporary file is a crash state that the next open cleans; it must not hide the first error.
+            if e.errno not in _NO_SPACE and e.errno != errno.EIO:
+                raise
+
+    def barrier(self, path: Path, call: Callable[[], Any]) -> None:
+        """Run a sync call; a failure poisons the store for good."""
+        self.check()
+        try:
+            call()
+        except OSError as e:
+            code = "E9-NOSPACE" if e.errno in _NO_SPACE else "E9-POISONED"
+            self.poison = RecurosError(
+                code,
+                f"syncing {path} failed: {e.strerror}; the store takes no more writes",
+                hint="free space or check the disk, then open the store again: recuros kfs verify",
+            )
+            raise self.poison from e
+
+    def _guard(self, path: Path, call: Callable[[], Any]) -> Any:
+        """Run a call that writes; a full disk becomes E9-NOSPACE, an I/O error poisons, anything else passes through."""
+        try:
+            return call()
+        except OSError as e:
+            if e.errno in _NO_SPACE:
+                raise RecurosError(
+                    "E9-NOSPACE",
+                    f"no space to write {path}: {e.strerror}; everything acknowledged is intact",
+                    hint="free space on that file system, then try again",
+                ) from e
+            if e.errno == errno.EIO:
+                self.poison = RecurosError(
+                    "E9-POISONED", f"writing {path} failed: {e.strerror}; the store takes no more writes", hint="check the disk"
+                )
+                raise self.poison from e
+            raise
+
+    def _write_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
+        """Write every buffer from `offset` on, however many calls it takes; returns the end offset."""
+        views = [view for view in map(byte_view, buffers) if view.nbytes]
+        while views:
+            written = self._os.pwritev(fd, views[:_BUFFERS_PER_CALL_MAX], offset)
+            offset += written
+            done = 0
+            while done < len(views) and written >= views[done].nbytes:
+                written -= views[done].nbytes
+                done += 1
+            del views[:done]
+            if written:
+                views[0] = views[0][written:]
+        return offset
+
+
+class AppendFile:
+    """A file that only grows: each `append` is one write at the known end and one fdatasync."""
+
+    def __init__(self, files: Files, path: Path, end: int) -> None:
+        """Open `path`, cut it to `end` bytes if it is longer, and sync it: what is in it counts as durable from here on."""
+        self._files = files
+        self._path = path
+        self._fd = os.open(path, os.O_WRONLY | _FLAGS)
+        self.end = end
+        try:
+            if os.fstat(self._fd).st_size > end:
+                files._guard(path, lambda: files._os.ftruncate(self._fd, end))
+            files.barrier(path, lambda: files._os.fsync(self._fd))
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def append(self, buffers: Sequence[Buffer]) -> None:
+        """Write and fdatasync. When the write fails the file is cut back, so no torn bytes stay behind it."""
+        files = self._files
+        files.check()
+        try:
+            end = files._guard(self._path, lambda: files._write_all(self._fd, buffers, self.end))
+        except BaseException:
+            try:
+                files._os.ftruncate(self._fd, self.end)
+            except OSError as e:
+                files.poison = RecurosError("E9-POISONED", f"cutting {self._path} back failed: {e.strerror}")
+            raise
+        files.barrier(self._path, lambda: files._os.fdatasync(self._fd))
+        self.end = end
+
+    def close(self) -> None:
+        """Close the descriptor; nothing is pending."""
+        os.close(self._fd)

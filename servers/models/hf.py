@@ -1,0 +1,175 @@
+"""Hugging Face models from local directories, or from a config alone.
+
+Responsible for: causal language models and sequence classifiers with safetensors weights, in float32, offline.
+Refuses: a directory that is not a model, weights in pickle formats, code that comes with a model, architectures of other
+kinds; each is E2-MODEL with the path and what is missing.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from servers.models.model import Batch, Model, Output, Task, column
+from syscalls.errors import RecurosError
+
+HEADS: dict[str, Task] = {"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForSequenceClassification": "classify"}
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+ATTENTIONS = ("eager", "sdpa")
+
+
+class HfModel(Model):
+    """A transformers model behind the common face; reads "input_ids" and, where present, "attention_mask".
+
+    With `attention` "eager" (the default) each attention module returns its probabilities, so attention hooks read the
+    ones that were used; "sdpa" is faster on long sequences and returns none.
+    """
+
+    def __init__(self, module: torch.nn.Module, task: Task, attention: str) -> None:
+        config: Any = module.config
+        self.module = module
+        self.task = task
+        self.hidden_width = int(config.hidden_size)
+        self.num_layers = int(config.num_hidden_layers)
+        self.num_classes = int(config.vocab_size if task == "causal-lm" else config.num_labels)
+        self._pad_id: int | None = config.pad_token_id if isinstance(config.pad_token_id, int) else None
+        plain = json.loads(config.to_json_string(use_diff=False))
+        self.architecture = {"kind": "hf-config", "task": task, "attention": attention, "config": plain}
+
+    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+        """Logits [B, C] or [B, T, V]; the targets that count are next tokens that are not padding."""
+        tokens = column(batch, "input_ids")
+        mask = batch.get("attention_mask")
+        if mask is None and self._pad_id is not None:
+            mask = (tokens != self._pad_id).to(torch.int64)
+        out = self.module(
+            input_ids=tokens, attention_mask=mask, output_hidden_states=need_hidden, use_cache=False, return_dict=True
+        )
+        hidden = tuple(out.hidden_states) if need_hidden else ()
+        content = None if mask is None else mask.bool()
+        valid = None if self.task == "classify" else _next_token_mask(tokens, content)
+        return Output(out.logits, hidden, valid, content)
+
+
+def _next_token_mask(tokens: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
+    """True at t when both token t and its target t + 1 are content."""
+    valid = torch.ones_like(tokens, dtype=torch.bool) if content is None else content.clone()
+    valid[:, :-1] &= valid[:, 1:].clone()
+    valid[:, -1] = False
+    return valid
+
+
+def from_directory(spec: dict[str, Any]) -> HfModel:
+    """Load {"path", "task"?, "attention"?} with its weights."""
+    path = Path(str(spec.get("path", ""))).expanduser()
+    config = _read_config(path)
+    if not any((path / name).is_file() for name in WEIGHT_FILES):
+        found = sorted(p.name for p in path.glob("*.bin"))
+        extra = f"; it has {', '.join(found)}, a pickle format that is never loaded" if found else ""
+        raise RecurosError(
+            "E2-MODEL",
+            f"model directory {path} has no weights: missing {' or '.join(WEIGHT_FILES)}{extra}",
+            hint="save it with model.save_pretrained(directory), which writes safetensors",
+        )
+    task = _task_of(spec, config, str(path))
+    attention = _attention_of(spec)
+    try:
+        module = _auto_class(task).from_pretrained(
+            str(path),
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            attn_implementation=attention,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise RecurosError(
+            "E2-MODEL",
+            f"model directory {path} cannot be loaded: {str(error).strip().splitlines()[0]:.300}",
+            hint="check that it loads with transformers' AutoModel and local_files_only=True",
+        ) from error
+    return HfModel(module, task, attention)
+
+
+def from_config(spec: dict[str, Any]) -> HfModel:
+    """Build {"config": {...} or "path": directory or config.json, "task"?, "attention"?} with fresh weights."""
+    from transformers import AutoConfig
+
+    values = spec.get("config")
+    where = "the config in the manifest"
+    if not isinstance(values, dict):
+        path = Path(str(spec.get("path", ""))).expanduser()
+        values, where = _read_config(path), str(path)
+    task = _task_of(spec, values, where)
+    attention = _attention_of(spec)
+    rest = {k: v for k, v in values.items() if k not in ("model_type", "transformers_version")}
+    try:
+        config = AutoConfig.for_model(values.get("model_type", ""), **rest)
+        module = _auto_class(task).from_config(
+            config, trust_remote_code=False, attn_implementation=attention, dtype=torch.float32
+        )
+    except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+        raise RecurosError(
+            "E2-MODEL",
+            f"no model can be built from {where}: {str(error).strip().splitlines()[0]:.300}",
+            hint="give model_type and the sizes that this architecture's transformers config takes",
+        ) from error
+    return HfModel(module, task, attention)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """The config of a model directory (or a config file) as a dict, or E2-MODEL with what is missing."""
+    file = path / "config.json" if not path.is_file() else path
+    if not path.exists():
+        raise RecurosError(
+            "E2-MODEL", f"model directory {path} does not exist", hint="give the path of a local Hugging Face model directory"
+        )
+    if not file.is_file():
+        raise RecurosError(
+            "E2-MODEL",
+            f"{path} is not a model directory: missing config.json",
+            hint="give a directory written by model.save_pretrained",
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecurosError("E2-MODEL", f"{file} cannot be read: {error}", hint="save the model again") from error
+    if not isinstance(values, dict) or not values.get("model_type"):
+        raise RecurosError("E2-MODEL", f"{file} names no model_type", hint="use a config written by transformers")
+    return values
+
+
+def _task_of(spec: dict[str, Any], config: dict[str, Any], where: str) -> Task:
+    """The task the spec asks for, else the one the config's architecture was saved with."""
+    asked = spec.get("task")
+    if asked is not None:
+        if asked not in ("classify", "causal-lm"):
+            raise RecurosError("E2-MODEL", f"task {asked!r} is unknown", hint='"classify" or "causal-lm"')
+        task: Task = asked
+        return task
+    names = config.get("architectures") or []
+    for name in names:
+        for ending, task in HEADS.items():
+            if str(name).endswith(ending):
+                return task
+    raise RecurosError(
+        "E2-MODEL",
+        f"{where}: architectures {names} are neither a causal LM nor a sequence classifier",
+        hint='set task = "causal-lm" or task = "classify" in the manifest',
+    )
+
+
+def _attention_of(spec: dict[str, Any]) -> str:
+    attention = str(spec.get("attention", "eager"))
+    if attention not in ATTENTIONS:
+        raise RecurosError("E2-MODEL", f"attention {attention!r} is unknown", hint=f"one of {', '.join(ATTENTIONS)}")
+    return attention
+
+
+def _auto_class(task: Task) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if task == "causal-lm" else AutoModelForSequenceClassification

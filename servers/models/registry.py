@@ -1,0 +1,87 @@
+"""The explicit list of model kinds, and what makes two models a pair.
+
+Responsible for: `build(spec, seed)` and `check_pair`. Refuses: unknown kinds and keys, pairs whose logits do not mean the
+same thing (E2-MODEL with the reason).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from servers.models import hf
+from servers.models.model import Model
+from servers.models.patch import PatchConfig, PatchModel
+from syscalls.errors import RecurosError
+
+
+def _build_patch(spec: dict[str, Any]) -> Model:
+    known = {f.name for f in fields(PatchConfig)}
+    unknown = sorted(set(spec) - known - {"kind"})
+    if unknown:
+        raise RecurosError(
+            "E2-MODEL", f"patch model: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(known))}"
+        )
+    return PatchModel(PatchConfig(**{k: int(v) for k, v in spec.items() if k != "kind"}))
+
+
+KINDS: dict[str, Callable[[dict[str, Any]], Model]] = {
+    "patch": _build_patch,
+    "hf": hf.from_directory,
+    "hf-config": hf.from_config,
+}
+
+
+def build(spec: dict[str, Any], seed: int) -> Model:
+    """Build the model a spec names; fresh weights depend on `seed` alone and the process's generator is left as it was."""
+    kind = str(spec.get("kind", ""))
+    if kind not in KINDS:
+        raise RecurosError("E2-MODEL", f"model kind {kind!r} is unknown", hint=f"known kinds: {', '.join(KINDS)}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = KINDS[kind](spec)
+    if any(p.dtype != torch.float32 for p in model.module.parameters()):
+        raise RecurosError("E2-MODEL", f"model of kind {kind!r} has parameters that are not float32", hint="use float32")
+    return model
+
+
+def check_pair(teacher: Model, student: Model, teacher_spec: dict[str, Any], student_spec: dict[str, Any]) -> None:
+    """Refuse a teacher and a student whose outputs cannot be compared class by class."""
+    if teacher.task != student.task:
+        raise RecurosError(
+            "E2-MODEL",
+            f"the teacher's task is {teacher.task}, the student's {student.task}",
+            hint="choose two models of one task",
+        )
+    if teacher.num_classes != student.num_classes:
+        what = "tokens" if teacher.task == "causal-lm" else "classes"
+        raise RecurosError(
+            "E2-MODEL",
+            f"the teacher has {teacher.num_classes} {what}, the student {student.num_classes}",
+            hint="KL(teacher || student) needs one vocabulary; choose models that share it",
+        )
+    first, second = _vocabulary(teacher_spec), _vocabulary(student_spec)
+    if first is not None and second is not None and first != second:
+        differing = sorted(set(first.items()) ^ set(second.items()))[0][0]
+        raise RecurosError(
+            "E2-MODEL",
+            f"the tokenizers of teacher and student differ, first at token {differing!r:.60}",
+            hint="distil between models that share a tokenizer",
+        )
+
+
+def _vocabulary(spec: dict[str, Any]) -> dict[str, int] | None:
+    """Token -> id of the tokenizer beside a model directory; None where there is none."""
+    path = Path(str(spec.get("path", ""))).expanduser()
+    if spec.get("kind") == "patch" or "path" not in spec or not (path / "tokenizer.json").is_file():
+        return None
+    model = json.loads((path / "tokenizer.json").read_text(encoding="utf-8")).get("model", {})
+    vocabulary = model.get("vocab", {})
+    if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
+        return {str(entry[0]): i for i, entry in enumerate(vocabulary)}
+    return {str(token): int(i) for token, i in vocabulary.items()}

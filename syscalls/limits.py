@@ -1,0 +1,61 @@
+"""Every bound of the runtime in one place, with its unit last in the name.
+
+Responsible for: the numbers. Refuses: nothing by itself; the code that meets a bound names it in its error.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+FRAME_BYTES_MAX: Final = 1 << 20
+"""One ZeroMQ frame; larger payloads travel in pages."""
+DEPTH_MAX: Final = 12
+"""Nesting of containers inside one frame."""
+STR_BYTES_MAX: Final = 64 << 10
+ITEMS_MAX: Final = 65_536
+"""Entries of one list or map inside a frame."""
+PAGE_BYTES_MAX: Final = 4 << 30
+PAGES_PER_PRINCIPAL_MAX: Final = 256
+CAPS_PER_PRINCIPAL_MAX: Final = 4_096
+MAILBOX_MESSAGES_DEFAULT: Final = 64
+MAILBOX_BYTES_DEFAULT: Final = 4 << 20
+MAILBOX_CREDIT: Final = 8
+"""Deliveries a server may have taken and not answered yet; the rest wait in the kernel, where they are counted."""
+CALLS_PENDING_MAX: Final = 256
+"""Calls of one principal that wait for an answer."""
+HANDSHAKES_PER_SECOND_MAX: Final = 200
+OPERATORS_MAX: Final = 64
+EVENTS_KEPT: Final = 4_096
+"""Recent events the kernel keeps for operators; older ones are in the ledger."""
+PROBES_MAX: Final = 64
+SERVERS_MAX: Final = 32
+PHASES_MAX: Final = 64
+RECORD_BYTES_MAX: Final = (64 << 10) - 1
+BATCH_RECORDS_MAX: Final = 256
+"""Records in one append to the archivist."""
+RUN_PATH_BYTES_MAX: Final = 107
+"""sun_path of a Unix socket less its terminator."""
+
+HELLO_TIMEOUT_NS: Final = 120_000_000_000
+"""From spawn to `ready`; importing torch on a busy machine takes most of it."""
+HEARTBEAT_PERIOD_NS: Final = 2_000_000_000
+HEARTBEAT_TIMEOUT_NS: Final = 30_000_000_000
+"""A server that answers nothing for this long is killed and restarted by its policy."""
+ABORT_GRACE_NS: Final = 2_000_000_000
+"""A learner told to abort a window must prove its rollback within this; then it is killed and restarted."""
+DRAIN_TIMEOUT_NS: Final = 30_000_000_000
+SLICE_NS_DEFAULT: Final = 20_000_000
+"""CPU time of one slice of the fair class."""
+POLICY_LAG_WINDOWS: Final = 2
+"""Evidence of window k applies at window k + 2."""
+POLICY_TIMEOUT_NS: Final = 20_000_000_000
+"""A grant waits this long for the policy that its lag names; then the absence itself is recorded."""
+FAILURES_IN_A_ROW_MAX: Final = 5
+"""Windows that roll back one after another before the plan stops with the reason."""
+RESTARTS_MAX: Final = 5
+RESTART_WINDOW_NS: Final = 60_000_000_000
+
+TEMPERATURE_MIN: Final = 1.0
+TEMPERATURE_MAX: Final = 4.0
+ALPHA_MAX: Final = 1_000.0
+STEPS_PER_WINDOW_MAX: Final = 100_000

@@ -1,0 +1,184 @@
+"""Pages: sealed memfd slabs that move between processes as file descriptors.
+
+The writer creates a memfd, maps it, then seals it against shrinking, growing and *future* writable mappings: the writer keeps the
+mapping it has, and every mapping made from the descriptor afterwards is read-only by the MMU. Descriptors travel over a
+side Unix socket by SCM_RIGHTS; the kernel checks the seals and relays them, and never maps one.
+
+Also here: the one layout for named arrays inside a page. Refuses: pages over the limit, descriptors without the seals,
+headers that point outside their page.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import msgpack
+
+from syscalls import limits, wire
+from syscalls.errors import RecurosError
+
+F_ADD_SEALS: Final = 1033
+F_GET_SEALS: Final = 1034
+F_SEAL_SHRINK: Final = 0x2
+F_SEAL_GROW: Final = 0x4
+F_SEAL_FUTURE_WRITE: Final = 0x10  # absent from fcntl in Python 3.11
+SEALS: Final = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE
+ALIGN: Final = 64
+OFFER: Final = 1
+MAP: Final = 2
+
+Buffer = bytes | bytearray | memoryview | mmap.mmap
+
+
+class WritePage:
+    """A page while its writer fills it. `view` is writable; `fd` is what travels."""
+
+    def __init__(self, size: int, name: str = "page") -> None:
+        if not 0 < size <= limits.PAGE_BYTES_MAX:
+            raise RecurosError("E2-LIMIT", f"page of {size} bytes; the limit is {limits.PAGE_BYTES_MAX}")
+        self.size = size
+        self.fd = os.memfd_create(f"recuros-{name}", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, size)
+        self._map = mmap.mmap(self.fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+        fcntl.fcntl(self.fd, F_ADD_SEALS, SEALS)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Drop mapping and descriptor; readers keep theirs. Views taken from `view` must be gone."""
+        self.view.release()
+        self._map.close()
+        os.close(self.fd)
+
+
+class ReadPage:
+    """A read-only mapping of somebody's page. A write through it faults this process and no other."""
+
+    def __init__(self, fd: int, size: int, handle: int = 0) -> None:
+        self.handle = handle
+        self.size = size
+        try:
+            self._map = mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        self.view = memoryview(self._map)
+
+    def close(self) -> None:
+        """Unmap; if arrays still point into the page the mapping lives until they are gone."""
+        self.view.release()
+        try:
+            self._map.close()
+        except BufferError:
+            return  # an array still refers to the mapping; it is unmapped together with the last of them
+
+
+def check_seals(fd: int) -> int:
+    """Size of a page offered by a peer; E2-WIRE unless it is a memfd with all three seals and a legal size."""
+    try:
+        seals = fcntl.fcntl(fd, F_GET_SEALS)
+    except OSError as e:
+        raise RecurosError("E2-WIRE", f"offered descriptor is not a memfd: {e.strerror}") from e
+    size = os.fstat(fd).st_size
+    if seals & SEALS != SEALS:
+        raise RecurosError("E2-WIRE", f"offered page lacks seals: has {seals:#x}, needs {SEALS:#x}")
+    if not 0 < size <= limits.PAGE_BYTES_MAX:
+        raise RecurosError("E2-LIMIT", f"page of {size} bytes; the limit is {limits.PAGE_BYTES_MAX}")
+    return size
+
+
+class PageSocket:
+    """A server's end of the side socket: offer a page and get a handle, map a handle and get a descriptor."""
+
+    def __init__(self, path: Path) -> None:
+        self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self._sock.settimeout(30.0)
+        self._sock.connect(str(path))
+
+    def offer(self, page: WritePage) -> int:
+        """Register the page with the kernel; the handle is the caller's own."""
+        socket.send_fds(self._sock, [msgpack.packb([OFFER, page.size])], [page.fd])
+        handle, _ = self._answer(want_fd=False)
+        return handle
+
+    def map(self, handle: int) -> ReadPage:
+        """Map a page that the kernel gave this principal a handle for."""
+        self._sock.send(msgpack.packb([MAP, handle]))
+        size, fd = self._answer(want_fd=True)
+        return ReadPage(fd, size, handle)
+
+    def _answer(self, *, want_fd: bool) -> tuple[int, int]:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._sock, 4096, 1)
+        except TimeoutError as e:
+            raise RecurosError("E124-TIMEOUT", "the kernel did not answer on the page socket in 30 s") from e
+        if not data:
+            raise RecurosError("E3-GONE", "the kernel closed the page socket")
+        ok, value = wire.unpack(data)
+        if not ok:
+            raise RecurosError.from_wire(value)
+        if want_fd and len(fds) != 1:
+            raise RecurosError("E2-WIRE", "the kernel sent no descriptor for the page")
+        return int(value), fds[0] if fds else -1
+
+    def close(self) -> None:
+        """Close the socket; pages already mapped stay mapped."""
+        self._sock.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Array:
+    """A named array in a page: safetensors dtype name, shape, and its bytes (little-endian, C order)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+def pack_arrays(
+    arrays: Iterable[tuple[str, str, tuple[int, ...], Buffer]], meta: Mapping[str, Any] | None = None
+) -> WritePage:
+    """Write `(name, dtype, shape, data)` rows and a small `meta` map into a fresh page.
+
+    Layout: 8 bytes little-endian header length, msgpack header [meta, [[name, dtype, shape, offset, nbytes], ...]], then
+    the arrays, each aligned to 64 bytes from the start of the page.
+    """
+    rows = [(n, d, s, memoryview(b).cast("B")) for n, d, s, b in arrays]
+    # Offsets are relative to the end of the header, so that the header's own length does not depend on them.
+    index: list[list[Any]] = []
+    at = 0
+    for name, dtype, shape, data in rows:
+        index.append([name, dtype, list(shape), at, data.nbytes])
+        at += -(-data.nbytes // ALIGN) * ALIGN
+    header = msgpack.packb([dict(meta or {}), index], use_bin_type=True)
+    base = -(-(8 + len(header)) // ALIGN) * ALIGN
+    page = WritePage(base + max(at, 1), "arrays")
+    page.view[:8] = len(header).to_bytes(8, "little")
+    page.view[8 : 8 + len(header)] = header
+    for (_, _, _, data), (_, _, _, offset, nbytes) in zip(rows, index, strict=True):
+        page.view[base + offset : base + offset + nbytes] = data
+    return page
+
+
+def unpack_arrays(view: memoryview) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Inverse of `pack_arrays`; the arrays are views into the page, no copy is made. Bad headers are E2-WIRE."""
+    if len(view) < 8:
+        raise RecurosError("E2-WIRE", f"page of {len(view)} bytes holds no header")
+    length = int.from_bytes(view[:8], "little")
+    if length > len(view) - 8:
+        raise RecurosError("E2-WIRE", f"page header of {length} bytes does not fit a page of {len(view)}")
+    decoded = msgpack.unpackb(bytes(view[8 : 8 + length]), raw=False, max_ext_len=0)
+    if not (isinstance(decoded, list) and len(decoded) == 2 and isinstance(decoded[0], dict)):
+        raise RecurosError("E2-WIRE", "page header does not have the shape [meta, index]")
+    base = -(-(8 + length) // ALIGN) * ALIGN
+    arrays: dict[str, Array] = {}
+    for name, dtype, shape, offset, nbytes in decoded[1]:
+        if not 0 <= offset <= offset + nbytes <= len(view) - base:
+            raise RecurosError("E2-WIRE", f"array {name!r} points outside its page")
+        arrays[name] = Array(dtype, tuple(shape), view[base + offset : base + offset + nbytes])
+    return arrays, decoded[0]

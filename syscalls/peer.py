@@ -1,0 +1,137 @@
+"""A peer of the kernel: one DEALER socket, syscalls out, replies and deliveries in.
+
+Responsible for: what servers (`syscalls.serve`) and operators (`syscalls.client`) share. Refuses: retries of its own; a call that
+gets no answer in time raises E124-TIMEOUT and the caller decides. Not thread-safe: one thread, one peer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import zmq
+
+from syscalls import abi, limits, wire
+from syscalls.errors import RecurosError
+
+PING_NR = abi.METHOD_BY_NAME["any.ping"].nr
+
+
+class Peer:
+    """A session with the kernel. `caps` maps names ("self", "archivist", ...) to the slots that hello handed out."""
+
+    def __init__(self, endpoint: Path, *, timeout_s: float = 30.0) -> None:
+        if not endpoint.exists():
+            raise RecurosError(
+                "E3-DOWN",
+                f"no runtime listens at {endpoint}",
+                hint="recuros boot --detach, or name the run directory with --run",
+            )
+        self.timeout_s = timeout_s
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.LINGER, 500)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+        self._socket.setsockopt(zmq.SNDHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.connect(f"ipc://{endpoint}")
+        self._next_id = 1
+        self._replies: dict[int, wire.Reply] = {}
+        self._waiting: set[int] = set()
+        self.deliveries: deque[wire.Deliver] = deque()
+        self.principal = ""
+        self.boot = ""
+        self.caps: dict[str, int] = {}
+        self.config: dict[str, Any] = {}
+
+    def hello(self) -> None:
+        """Open the session; E9-VERSION when the kernel speaks another ABI."""
+        answer = self.syscall("hello", major=abi.ABI_MAJOR, minor=abi.ABI_MINOR)
+        self.principal, self.boot = answer["principal"], answer["boot"]
+        self.caps, self.config = answer["caps"], answer["config"]
+
+    def syscall(self, name: str, /, *, cap: int = 1, timeout_s: float | None = None, **args: Any) -> dict[str, Any]:
+        """One syscall by name; returns the reply columns as a dict, raises what the kernel answered."""
+        row = abi.SYSCALL_BY_NAME.get(name)
+        if row is None:
+            raise RecurosError("E2-USAGE", f"no syscall is called {name!r}", hint="recuros syscall --list")
+        values = row.bind(args)
+        if row.oneway:
+            self._socket.send(wire.encode(wire.Call(0, row.nr, cap, values)))
+            return {}
+        return row.check_reply(self._round_trip(row.nr, cap, values, row.name, timeout_s))
+
+    def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> dict[str, Any]:
+        """Call `server.method` through the kernel; needs an endpoint capability for the server."""
+        server, _, name = method.partition(".")
+        row = abi.method_of(server, name)
+        slot = self.caps.get(server)
+        if slot is None:
+            raise RecurosError(
+                "E5-DENIED",
+                f"{self.principal} holds no endpoint for {server!r}",
+                hint=f"add {server!r} to its `calls` in the manifest",
+            )
+        call = abi.SYSCALL_BY_NAME["call"]
+        reply = call.check_reply(self._round_trip(call.nr, slot, [slot, row.nr, row.bind(args)], method, timeout_s))
+        return row.check_reply(reply["reply"])
+
+    def _round_trip(self, nr: int, cap: int, values: list[Any], what: str, timeout_s: float | None) -> list[Any]:
+        call_id = self._next_id
+        self._next_id += 1
+        self._waiting.add(call_id)
+        self._socket.send(wire.encode(wire.Call(call_id, nr, cap, values)))
+        limit_s = self.timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + limit_s
+        try:
+            while call_id not in self._replies:
+                left = deadline - time.monotonic()
+                if left <= 0 or not self.receive(left):
+                    if time.monotonic() < deadline:
+                        continue
+                    raise RecurosError(
+                        "E124-TIMEOUT", f"{what}: no answer in {limit_s:g} s", hint="recuros status; raise --timeout"
+                    )
+        finally:
+            self._waiting.discard(call_id)
+        reply = self._replies.pop(call_id)
+        if not reply.ok:
+            raise RecurosError.from_wire(reply.payload)
+        return reply.payload
+
+    def receive(self, timeout_s: float = 0.0) -> bool:
+        """Take at most one frame off the socket; True when there was one. Pings are answered here, whatever else goes on."""
+        if not self._socket.poll(int(timeout_s * 1000) if timeout_s <= 0 else max(1, int(timeout_s * 1000))):
+            return False
+        frame = wire.decode(self._socket.recv())
+        if isinstance(frame, wire.Reply):
+            if frame.id in self._waiting:  # a late answer to a call that timed out has nobody to go to
+                self._replies[frame.id] = frame
+        elif isinstance(frame, wire.Deliver):
+            if frame.nr == PING_NR:
+                self.answer(frame, {})
+            else:
+                self.deliveries.append(frame)
+        return True
+
+    def answer(self, request: wire.Deliver, values: dict[str, Any]) -> None:
+        """Reply to a delivery; the kernel drops a second reply to the same one."""
+        row = abi.METHOD_BY_NR[request.nr]
+        self._socket.send(wire.encode(wire.Reply(request.id, True, row.bind_reply(values))))
+
+    def answer_error(self, request: wire.Deliver, error: RecurosError) -> None:
+        """Reply to a delivery with an error."""
+        self._socket.send(wire.encode(wire.Reply(request.id, False, error.to_wire())))
+
+    def close(self) -> None:
+        """Close the socket; what was sent is given half a second to leave."""
+        self._socket.close()
+        self._context.term()
+
+    def __enter__(self) -> Peer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,128 @@
+"""Frames: msgpack arrays with a fixed first column, checked on the way out and on the way in.
+
+    CALL     [1, id, nr, cap, args]       peer -> kernel; id 0 asks for no answer
+    REPLY    [2, id, ok, payload]         both ways; payload is the positional reply, or a wire error when ok is False
+    DELIVER  [3, id, nr, args, sender]    kernel -> server; id 0 asks for no answer
+
+Responsible for: bytes <-> frames within the limits. Refuses: anything but msgpack of plain types; pickle never appears.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+
+from syscalls import limits
+from syscalls.errors import RecurosError
+
+CALL: Final = 1
+REPLY: Final = 2
+DELIVER: Final = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A syscall by number on the capability in slot `cap`."""
+
+    id: int
+    nr: int
+    cap: int
+    args: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An answer; one-shot."""
+
+    id: int
+    ok: bool
+    payload: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """A request that the kernel hands to a server; `sender` is the attested principal."""
+
+    id: int
+    nr: int
+    args: list[Any]
+    sender: str
+
+
+Frame = Call | Reply | Deliver
+
+
+def encode(frame: Frame) -> bytes:
+    """Frame to bytes; a frame over the limit is E2-LIMIT, since larger payloads belong in a page."""
+    if isinstance(frame, Call):
+        row: list[Any] = [CALL, frame.id, frame.nr, frame.cap, frame.args]
+    elif isinstance(frame, Reply):
+        row = [REPLY, frame.id, frame.ok, frame.payload]
+    else:
+        row = [DELIVER, frame.id, frame.nr, frame.args, frame.sender]
+    try:
+        data: bytes = msgpack.packb(row, use_bin_type=True)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise RecurosError("E2-WIRE", f"a frame holds a value that msgpack cannot carry: {e}") from e
+    if len(data) > limits.FRAME_BYTES_MAX:
+        raise RecurosError(
+            "E2-LIMIT",
+            f"frame of {len(data)} bytes is over the limit of {limits.FRAME_BYTES_MAX}",
+            hint="send large payloads in a page",
+        )
+    return data
+
+
+def decode(data: bytes) -> Frame:
+    """Bytes to a frame; anything malformed is E2-WIRE."""
+    if len(data) > limits.FRAME_BYTES_MAX:
+        raise RecurosError("E2-WIRE", f"frame of {len(data)} bytes is over the limit of {limits.FRAME_BYTES_MAX}")
+    row = unpack(data)
+    if not isinstance(row, list) or not row:
+        raise RecurosError("E2-WIRE", "a frame is not an array")
+    match row:
+        case [1, int(i), int(nr), int(cap), list(args)] if 0 <= i < 1 << 53:
+            return Call(i, nr, cap, args)
+        case [2, int(i), bool(ok), list(payload)]:
+            return Reply(i, ok, payload)
+        case [3, int(i), int(nr), list(args), str(sender)]:
+            return Deliver(i, nr, args, sender)
+    raise RecurosError("E2-WIRE", f"a frame of kind {row[0]!r:.20} does not have the shape of any frame")
+
+
+def unpack(data: bytes) -> Any:
+    """Msgpack to plain values under every limit: sizes, nesting, string keys only; malformed input is E2-WIRE."""
+    try:
+        value = msgpack.unpackb(
+            data,
+            raw=False,
+            strict_map_key=True,
+            max_str_len=limits.STR_BYTES_MAX,
+            max_bin_len=limits.FRAME_BYTES_MAX,
+            max_array_len=limits.ITEMS_MAX,
+            max_map_len=limits.ITEMS_MAX,
+            max_ext_len=0,
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as e:
+        raise RecurosError("E2-WIRE", f"a frame is not valid msgpack: {type(e).__name__}: {e}") from e
+    if _depth(value) > limits.DEPTH_MAX:
+        raise RecurosError("E2-WIRE", f"a frame nests deeper than {limits.DEPTH_MAX}")
+    return value
+
+
+def _depth(value: Any) -> int:
+    level, depth = [value], 0
+    while level:
+        depth += 1
+        if depth > limits.DEPTH_MAX:
+            return depth
+        inner: list[Any] = []
+        for v in level:
+            if type(v) is list:
+                inner.extend(x for x in v if type(x) in (list, dict))
+            elif type(v) is dict:
+                inner.extend(x for x in v.values() if type(x) in (list, dict))
+        level = inner
+    return depth
