@@ -1,1 +1,1 @@
-
+"""The operator's console: the `recuros` command, its verbs and its views."""

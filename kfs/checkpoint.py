@@ -56,7 +56,9 @@ class PublicKey:
             raise RecurosError("E9-INTEGRITY", f"{text!r:.120} is not an Ed25519 verifier key")
         key = cls(name, raw[1:])
         if key.key_id.hex() != key_id:
-            raise RecurosError("E9-INTEGRITY", f"verifier key {name!r:.80}: its key id is {key.key_id.hex()}, not {key_id:.8}")
+            raise RecurosError(
+                "E9-INTEGRITY", f"verifier key {name!r:.80}: its key id is {key.key_id.hex()}, not {key_id:.8}"
+            )
         return key
 
 
@@ -78,7 +80,11 @@ def verify_note(note: bytes, key: PublicKey) -> TreeHead:
     lines = text.split("\n")
     # One signature, in its canonical form: any changed byte of the file is then a changed checkpoint.
     prefix = f"{_DASH} {key.name} "
-    raw = _decode_base64(signatures[len(prefix) : -1]) if signatures.startswith(prefix) and signatures.endswith("\n") else None
+    raw = (
+        _decode_base64(signatures[len(prefix) : -1])
+        if signatures.startswith(prefix) and signatures.endswith("\n")
+        else None
+    )
     if not separator or len(note) > _NOTE_BYTES_MAX or raw is None or len(raw) != 68 or raw[:4] != key.key_id:
         raise RecurosError("E9-INTEGRITY", f"checkpoint carries no signature by {key.name}")
     try:
@@ -111,7 +117,7 @@ class Signer:
         raw = _ED25519 + os.urandom(32)
         files.make_folder(key_path.parent, 0o700)
         files.create(signed_path, _highest_text(TreeHead(0, hashlib.sha256(b"").digest())), 0o600)
-        files.create(key_path, f"PRIVATE+KEY+{name}+{base64.b64encode(raw).decode()}\n".encode(), 0o600)
+        files.create(key_path, _private_text(name, raw), 0o600)
         return Signer(files, key_path, signed_path)
 
     def sign(self, head: TreeHead) -> bytes:
@@ -156,12 +162,22 @@ def _read_private_key(path: Path) -> tuple[str, bytes]:
     except FileNotFoundError as e:
         raise RecurosError("E9-INTEGRITY", f"the signing key {path} is missing", hint="restore it from a copy") from e
     if mode & 0o077:
-        raise RecurosError("E5-DENIED", f"{path} has mode {mode & 0o777:o}; others can read it", hint=f"chmod 600 {path}")
-    start, _, encoded = text.strip().rpartition("+")
-    raw = _decode_base64(encoded)
-    if not start.startswith("PRIVATE+KEY+") or raw is None or len(raw) != 33 or raw[:1] != _ED25519:
+        raise RecurosError(
+            "E5-DENIED", f"{path} has mode {mode & 0o777:o}; others can read it", hint=f"chmod 600 {path}"
+        )
+    parts = text.strip().split("+", 4)
+    raw = _decode_base64(parts[4]) if len(parts) == 5 and parts[:2] == ["PRIVATE", "KEY"] else None
+    if raw is None or len(raw) != 33 or raw[:1] != _ED25519 or _private_text(parts[2], raw) != text.encode():
         raise RecurosError("E9-INTEGRITY", f"{path} is not an Ed25519 signing key")
-    return start.removeprefix("PRIVATE+KEY+"), raw[1:]
+    return parts[2], raw[1:]
+
+
+def _private_text(name: str, raw: bytes) -> bytes:
+    """The form of Go's note tools: PRIVATE+KEY+name+key id+base64 of 0x01 and the 32-byte seed."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    public = Ed25519PrivateKey.from_private_bytes(raw[1:]).public_key().public_bytes_raw()
+    return f"PRIVATE+KEY+{name}+{PublicKey(name, public).key_id.hex()}+{base64.b64encode(raw).decode()}\n".encode()
 
 
 def _decode_base64(text: str) -> bytes | None:

@@ -32,7 +32,6 @@ class Files:
 
     def __init__(self, calls: Any = os) -> None:
         self._os = calls
-        self._temp_number = 0
         self.poison: RecurosError | None = None
 
     def check(self) -> None:
@@ -52,8 +51,7 @@ class Files:
     def write_temp(self, folder: Path, buffers: Sequence[Buffer], mode: int = 0o644) -> Path:
         """Write a new temporary file and fsync it; on any failure it is removed again."""
         self.check()
-        self._temp_number += 1
-        path = folder / f"{TEMP_PREFIX}{os.getpid()}-{self._temp_number}"
+        path = folder / f"{TEMP_PREFIX}{os.urandom(8).hex()}"
         fd = self._guard(path, lambda: self._os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, mode))
         try:
             self._guard(path, lambda: self._write_all(fd, buffers, 0))
@@ -137,7 +135,9 @@ class Files:
                 ) from e
             if e.errno == errno.EIO:
                 self.poison = RecurosError(
-                    "E9-POISONED", f"writing {path} failed: {e.strerror}; the store takes no more writes", hint="check the disk"
+                    "E9-POISONED",
+                    f"writing {path} failed: {e.strerror}; the store takes no more writes",
+                    hint="check the disk",
                 )
                 raise self.poison from e
             raise

@@ -148,7 +148,9 @@ class LedgerReader:
             raise RecurosError("E4-NOENT", f"no record {seq}; the ledger holds {self.size}", hint="recuros kfs log")
         data = os.pread(self._fd, self._lengths[seq], self._offsets[seq])
         if len(data) != self._lengths[seq]:
-            raise RecurosError("E9-INTEGRITY", f"ledger/records shrank: record {seq} at byte {self._offsets[seq]} is gone")
+            raise RecurosError(
+                "E9-INTEGRITY", f"ledger/records shrank: record {seq} at byte {self._offsets[seq]} is gone"
+            )
         return data
 
     def records(self, start: int = 0, stop: int | None = None) -> Iterator[bytes]:

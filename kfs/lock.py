@@ -25,7 +25,9 @@ class WriterLock:
             holder = os.pread(self._fd, 20, 0).decode("ascii", "replace").strip() or "unknown"
             os.close(self._fd)
             raise RecurosError(
-                "E3-BUSY", f"{path.parent} already has a writer, process {holder}", hint="recuros status, or recuros halt"
+                "E3-BUSY",
+                f"{path.parent} already has a writer, process {holder}",
+                hint="recuros status, or recuros halt",
             ) from e
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)

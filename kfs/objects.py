@@ -105,5 +105,7 @@ def object_id(dtype: str, shape: Sequence[int], data: Buffer) -> str:
 def id_of(item: NewObject) -> str:
     """The id of an object about to be stored; E2-LIMIT when its kind is not one of `KINDS`."""
     if item.kind not in KINDS:
-        raise RecurosError("E2-LIMIT", f"unknown object kind {item.kind!r:.40}", hint=f"one of {', '.join(sorted(KINDS))}")
+        raise RecurosError(
+            "E2-LIMIT", f"unknown object kind {item.kind!r:.40}", hint=f"one of {', '.join(sorted(KINDS))}"
+        )
     return object_id(item.dtype, item.shape, item.data)

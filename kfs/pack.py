@@ -10,6 +10,7 @@ object of another kind.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 PACK_VERSION: Final = "1"
 HEADER_BYTES_MAX: Final = 100_000_000  # safetensors' own limit
 _ALIGN: Final = 8
+_SMALL_BYTES_MAX: Final = 1 << 20
+_RUN_BYTES_MAX: Final = 4 << 20
+_MAP_BYTES_MIN: Final = 1 << 20  # smaller objects are read, larger ones are mapped
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,23 +66,45 @@ class Pack:
         except (KeyError, TypeError, ValueError, RecurosError) as e:
             raise RecurosError("E9-INTEGRITY", f"pack {self.path.name}: entry {object_id} is malformed: {e}") from e
         if not fits or kind not in KINDS or not is_object_id(object_id):
-            raise RecurosError("E9-INTEGRITY", f"pack {self.path.name}: entry {object_id:.80} is malformed: {row!r:.200}")
+            raise RecurosError(
+                "E9-INTEGRITY", f"pack {self.path.name}: entry {object_id:.80} is malformed: {row!r:.200}"
+            )
         return Entry(dtype, shape, kind, self.data_offset + start, end - start)
 
 
 def encode(objects: Mapping[str, NewObject]) -> tuple[str, list[Buffer]]:
-    """The digest (64 hex digits) and the buffers of the pack of `objects` (id -> object); no tensor byte is copied.
+    """The digest (64 hex digits) and the buffers of the pack of `objects` (id -> object); large tensors are not copied.
 
     Objects are ordered by falling item size, then id: every tensor is aligned for its dtype, and the same objects make the
     same pack.
     """
     ordered = sorted(objects.items(), key=lambda pair: (-ITEM_BYTES[pair[1].dtype], pair[0]))
     views = [byte_view(item.data) for _, item in ordered]
-    header = _header(ordered, views)
-    hasher = blake3(header)
+    buffers = _coalesce([byte_view(_header(ordered, views)), *views])
+    hasher = blake3()
+    for buffer in buffers:
+        hasher.update(buffer)
+    return hasher.hexdigest(), buffers
+
+
+def _coalesce(views: Sequence[memoryview]) -> list[Buffer]:
+    """Copy runs of small buffers together: hashing and writing hundreds of small pieces costs several times the copy."""
+    buffers: list[Buffer] = []
+    run: list[memoryview] = []
+    run_bytes = 0
     for view in views:
-        hasher.update(view)
-    return hasher.hexdigest(), [header, *views]
+        if run and run_bytes + view.nbytes > _RUN_BYTES_MAX:
+            buffers.append(b"".join(run))
+            run, run_bytes = [], 0
+        if view.nbytes > _SMALL_BYTES_MAX:
+            if run:
+                buffers.append(b"".join(run))
+                run, run_bytes = [], 0
+            buffers.append(view)
+        else:
+            run.append(view)
+            run_bytes += view.nbytes
+    return [*buffers, b"".join(run)] if run else buffers
 
 
 def _header(ordered: Sequence[tuple[str, NewObject]], views: Sequence[memoryview]) -> bytes:
@@ -115,5 +141,20 @@ def read_header(path: Path) -> Pack:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         raise RecurosError("E9-INTEGRITY", f"pack {path.name}: header is not a pack's: {e}") from e
     if version != PACK_VERSION or not isinstance(metadata, dict):
-        raise RecurosError("E9-VERSION", f"pack {path.name} is of version {version!r:.20}; this program reads {PACK_VERSION}")
+        raise RecurosError(
+            "E9-VERSION", f"pack {path.name} is of version {version!r:.20}; this program reads {PACK_VERSION}"
+        )
     return Pack(path, 8 + length, file_bytes, header, metadata)
+
+
+def read_bytes(path: Path, entry: Entry) -> memoryview:
+    """The bytes of an object, unverified; fewer than its length when the file is short. Large ones are a mapping, not a copy."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if entry.length < _MAP_BYTES_MIN or entry.offset + entry.length > os.fstat(fd).st_size:
+            return memoryview(os.pread(fd, entry.length, entry.offset))
+        start = entry.offset - entry.offset % mmap.ALLOCATIONGRANULARITY
+        mapping = mmap.mmap(fd, entry.offset + entry.length - start, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
+        return memoryview(mapping)[entry.offset - start :]
+    finally:
+        os.close(fd)

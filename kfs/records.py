@@ -33,7 +33,7 @@ DEPTH_MAX: Final = 12
 DRAFT_BYTES_MAX: Final = limits.RECORD_BYTES_MAX - 16
 _I64_MIN: Final = -(1 << 63)
 _I64_END: Final = 1 << 63
-_DIGEST = re.compile(r"[a-z0-9]{1,16}:[0-9a-f]{16,128}\Z")
+_DIGEST = re.compile(r"(?:[a-z0-9]{1,16}:)?[0-9a-f]{16,128}\Z")
 
 
 class RecordKind(enum.StrEnum):
@@ -81,7 +81,14 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.SPAWN: {"name": "str", "pid": "int", "incarnation": "int"},
     RecordKind.EXIT: {"name": "str", "pid": "int", "status": "int?"},
     RecordKind.RESTART: {"name": "str", "incarnation": "int", "reason": "str"},
-    RecordKind.CAP_DERIVE: {"slot": "int", "parent": "int", "holder": "str", "object": "str", "rights": "list", "badge": "str"},
+    RecordKind.CAP_DERIVE: {
+        "slot": "int",
+        "parent": "int",
+        "holder": "str",
+        "object": "str",
+        "rights": "list",
+        "badge": "str",
+    },
     RecordKind.CAP_REVOKE: {"slot": "int", "holder": "str", "removed": "int"},
     RecordKind.SCHED_ADMIT: _SCHED_ARGS,
     RecordKind.SCHED_REFUSE: _SCHED_ARGS,
@@ -222,7 +229,9 @@ def encode(record: Record) -> bytes:
     size_max = DRAFT_BYTES_MAX if record.is_draft else limits.RECORD_BYTES_MAX
     if len(data) > size_max:
         raise RecurosError(
-            "E2-LIMIT", f"record {record.kind} takes {len(data)} bytes; the limit is {size_max}", hint="store it as an object"
+            "E2-LIMIT",
+            f"record {record.kind} takes {len(data)} bytes; the limit is {size_max}",
+            hint="store it as an object",
         )
     return data
 
@@ -252,6 +261,17 @@ def decode(data: bytes) -> Record:
     return record
 
 
+def references(record: Record) -> tuple[str, ...]:
+    """Ids that the store must hold when it takes this record: the result and the inputs.
+
+    Not the parent: it is the result of an earlier record, or the state as built, which nobody stores. A rollback's result is its
+    parent again.
+    """
+    if record.result_snap is None or record.kind is RecordKind.WINDOW_ROLLBACK:
+        return record.input_ids
+    return (record.result_snap, *record.input_ids)
+
+
 def _unique(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
@@ -272,7 +292,9 @@ def check_args(kind: RecordKind, args: Mapping[str, Any]) -> None:
         base = wanted.rstrip("?")
         fits = isinstance(value, _ARG_TYPES[base]) and (base in ("bool", "plain") or not isinstance(value, bool))
         if not fits or (base == "id" and not is_object_id(value)):
-            raise RecurosError("E2-LIMIT", f"record {kind}: {name} must be {wanted}, got {type(value).__name__} {value!r:.80}")
+            raise RecurosError(
+                "E2-LIMIT", f"record {kind}: {name} must be {wanted}, got {type(value).__name__} {value!r:.80}"
+            )
 
 
 def _validate(record: Record) -> None:
@@ -301,7 +323,9 @@ def _validate(record: Record) -> None:
 
 def _check(record: Record, name: str, ok: bool) -> None:
     if not ok:
-        raise RecurosError("E2-LIMIT", f"record {record.kind!s:.40}: field {name} cannot be {getattr(record, name)!r:.120}")
+        raise RecurosError(
+            "E2-LIMIT", f"record {record.kind!s:.40}: field {name} cannot be {getattr(record, name)!r:.120}"
+        )
 
 
 def _check_plain(record: Record, name: str, value: Any, depth: int) -> None:
@@ -317,4 +341,6 @@ def _check_plain(record: Record, name: str, value: Any, depth: int) -> None:
         for item in value.values() if kind is dict else value:
             _check_plain(record, name, item, depth - 1)
     elif kind not in (str, float, bool, bytes, type(None)):
-        raise RecurosError("E2-LIMIT", f"record {record.kind}: {name} holds a {kind.__name__}; only plain data is allowed")
+        raise RecurosError(
+            "E2-LIMIT", f"record {record.kind}: {name} holds a {kind.__name__}; only plain data is allowed"
+        )

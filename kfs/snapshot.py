@@ -79,7 +79,9 @@ def encode_node(level: str, entries: Mapping[str, str]) -> bytes:
     """The canonical bytes of one node; E2-LIMIT for a name or an id that cannot be one."""
     for name, entry in entries.items():
         if not name or "/" in name or len(name.encode()) > NAME_BYTES_MAX:
-            raise RecurosError("E2-LIMIT", f"{level} entry {name!r:.80} is empty, holds '/', or is over {NAME_BYTES_MAX} bytes")
+            raise RecurosError(
+                "E2-LIMIT", f"{level} entry {name!r:.80} is empty, holds '/', or is over {NAME_BYTES_MAX} bytes"
+            )
         if not is_object_id(entry):
             raise RecurosError("E2-LIMIT", f"{level} entry {name!r:.80} names {entry!r:.80}, which is not an object id")
     # Code points and UTF-8 bytes sort alike, so a plain sort of the names is the documented order.
@@ -100,7 +102,9 @@ def decode_node(data: Buffer, level: str) -> dict[str, str]:
         case _:
             names_ok = False
     if not names_ok:
-        raise RecurosError("E9-INTEGRITY", f"blob of {len(raw)} bytes is not a snapshot {level} node of version {NODE_VERSION}")
+        raise RecurosError(
+            "E9-INTEGRITY", f"blob of {len(raw)} bytes is not a snapshot {level} node of version {NODE_VERSION}"
+        )
     try:
         canonical = encode_node(level, entries)
     except RecurosError as e:

@@ -24,6 +24,7 @@ from torch.utils.hooks import RemovableHandle
 
 from probes import attention, sites
 from probes.program import Context, Program
+from probes.sites import Hook
 from syscalls.errors import RecurosError
 from syscalls.limits import PROBES_MAX
 
@@ -38,7 +39,7 @@ class Attached:
 
     __slots__ = ("cost_ns", "due", "evicted", "fired", "hook", "id", "installs", "program", "sites")
 
-    def __init__(self, probe_id: int, hook: sites.Hook, program: Program) -> None:
+    def __init__(self, probe_id: int, hook: Hook, program: Program) -> None:
         self.id = probe_id
         self.hook = hook
         self.program = program
@@ -129,7 +130,7 @@ class Dispatcher:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and parameter.is_leaf:
                 site = Site(self, "on_grad", role, name)
-                site.handle = parameter.register_post_accumulate_grad_hook(site.on_grad)
+                site.handle = parameter.register_post_accumulate_grad_hook(site.on_grad)  # type: ignore[no-untyped-call]
                 by_kind["on_grad"].append(site)
         self._check_count(role)
         for attached in self._attached.values():
@@ -333,7 +334,7 @@ class Dispatcher:
                 groups.setdefault(attached.program.every, []).append(attached)
         self._cadences = tuple((every, tuple(group)) for every, group in groups.items())
 
-    def _select(self, where: sites.Hook) -> list[Site]:
+    def _select(self, where: Hook) -> list[Site]:
         if where.kind in _EVENTS:
             return [self._events[where.kind]]
         if where.role not in self._by_role:
@@ -346,7 +347,7 @@ class Dispatcher:
             raise RecurosError("E4-HOOK", f"{found[0].full} cannot fire: {found[0].reason}")
         return able
 
-    def _matching(self, where: sites.Hook) -> list[Site]:
+    def _matching(self, where: Hook) -> list[Site]:
         group = self._by_role.get(where.role, {}).get(where.kind, [])
         return [site for site in group if not site.reason and sites.matches(where.glob, site.name)]
 

@@ -196,6 +196,16 @@ class Histogram(Map):
             # Rounding can put a value just under `high` into the bin after the last.
             self.counts[min(int((position - self._offset) * self._per_unit), self.bins - 1)] += 1
 
+    def add_counts(self, counts: Sequence[float], below: int = 0, above: int = 0, nans: int = 0) -> None:
+        """Fold in values that the caller has binned by the same edges."""
+        if len(counts) != self.bins:
+            raise RecurosError("E2-LIMIT", f"{len(counts)} counts for a histogram of {self.bins} bins")
+        for index, count in enumerate(counts):
+            self.counts[index] += count
+        self.below += below
+        self.above += above
+        self.nans += nans
+
     def edges(self) -> list[float]:
         """The bins + 1 edges."""
         marks = [self._offset + i / self._per_unit for i in range(self.bins + 1)]

@@ -79,26 +79,34 @@ def paired_rows(student: Tensor, teacher: Tensor, rows: int) -> tuple[Tensor, Te
 
 
 def hsic1(x: Tensor, y: Tensor) -> tuple[float, float, float]:
-    """HSIC1 of (x, y), (x, x), (y, y) for [n, d1] and [n, d2] features, n >= 4."""
-    with torch.autocast(x.device.type, enabled=False):
-        k, l = _u_centred(x), _u_centred(y)  # noqa: E741 - K and L are the paper's names
+    """HSIC1 of (x, y), (x, x), (y, y) for [n, d1] and [n, d2] features, n >= 4.
+
+    <K~, L~> is expanded into <K, L> + 1'K1 1'L1 / ((n-1)(n-2)) - 2 (K1)'(L1) / (n-2), which needs no n x n temporaries.
+    """
     n = len(x)
-    products = torch.stack((torch.dot(k, l), torch.dot(k, k), torch.dot(l, l))) / (n * (n - 3))
-    xy, xx, yy = products.tolist()
+    with torch.autocast(x.device.type, enabled=False):
+        grams = [_zero_diagonal_gram(features).flatten() for features in (x, y)]
+        sums = [gram.view(n, n).sum(0) for gram in grams]
+        totals = torch.stack((*(s.sum() for s in sums), *_inner(grams), *_inner(sums))).tolist()
+    k, l, *products = totals  # noqa: E741 - K and L are the paper's names
+    borders = (k * l, k * k, l * l)
+    terms = zip(products[:3], borders, products[3:], strict=True)
+    xy, xx, yy = ((a + b / ((n - 1) * (n - 2)) - 2 * c / (n - 2)) / (n * (n - 3)) for a, b, c in terms)
     return xy, xx, yy
 
 
-def _u_centred(features: Tensor) -> Tensor:
-    """The flattened U-centred Gram matrix, float64.
+def _zero_diagonal_gram(features: Tensor) -> Tensor:
+    """The Gram matrix of the centred features without its diagonal.
 
-    Features are centred first: U-centring removes what a common offset adds, so the value is the same, and float32
-    keeps its digits when the offset is large.
+    Features are centred first: HSIC1 does not change when a common offset is removed, and float32 keeps its digits when
+    the offset is large. Rows that are alike but for rounding become equal, so that a collapsed layer gives exactly 0.
     """
-    n = len(features)
     centred = features - features.mean(0, keepdim=True)
-    gram = (centred @ centred.T).double()
-    gram.fill_diagonal_(0)
-    sums = gram.sum(0) / (n - 2)
-    gram -= sums[:, None] + sums[None, :] - sums.sum() / (n - 1)
-    gram.fill_diagonal_(0)
-    return gram.flatten()
+    if float(centred.abs().max()) <= 1e-6 * float(features.abs().max()):
+        centred.zero_()
+    return (centred @ centred.T).fill_diagonal_(0)
+
+
+def _inner(pair: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    k, l = pair  # noqa: E741
+    return torch.dot(k, l), torch.dot(k, k), torch.dot(l, l)

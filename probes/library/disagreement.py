@@ -37,7 +37,9 @@ class Disagreement(Program):
         width = student.shape[-1]
         log_s = torch.log_softmax(take(student, index, width), dim=-1)
         log_t = torch.log_softmax(take(teacher, index, width), dim=-1)
-        kl = torch.nn.functional.kl_div(log_s, log_t, reduction="none", log_target=True).double().sum(-1)
+        p_t = log_t.exp()
+        # A class that the teacher excludes (p = 0, log p = -inf) adds nothing; as a plain product it would be NaN.
+        kl = torch.where(p_t == 0, 0, p_t * (log_t - log_s)).double().sum(-1)
         finite = kl.isfinite()
         differ = (log_s.argmax(-1) != log_t.argmax(-1))[finite]
         counts = torch.stack((finite.sum(), differ.sum())).tolist()

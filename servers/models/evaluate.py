@@ -30,7 +30,9 @@ def evaluate(
     """
     count = next(iter(arrays.values())).shape[0] if arrays else 0
     if count == 0:
-        raise RecurosError("E2-DATA", "the split to evaluate on is empty", hint="check the sizes in the manifest's [data]")
+        raise RecurosError(
+            "E2-DATA", "the split to evaluate on is empty", hint="check the sizes in the manifest's [data]"
+        )
     was_training = model.module.training
     model.module.eval()
     sums = _Sums(model.task == "classify")

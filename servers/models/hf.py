@@ -16,7 +16,11 @@ import torch
 from servers.models.model import Batch, Model, Output, Task, column
 from syscalls.errors import RecurosError
 
-HEADS: dict[str, Task] = {"ForCausalLM": "causal-lm", "LMHeadModel": "causal-lm", "ForSequenceClassification": "classify"}
+HEADS: dict[str, Task] = {
+    "ForCausalLM": "causal-lm",
+    "LMHeadModel": "causal-lm",
+    "ForSequenceClassification": "classify",
+}
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ATTENTIONS = ("eager", "sdpa")
 
@@ -76,22 +80,49 @@ def from_directory(spec: dict[str, Any]) -> HfModel:
         )
     task = _task_of(spec, config, str(path))
     attention = _attention_of(spec)
+    module, missing = _load(path, task, attention)
+    if missing:
+        raise RecurosError(
+            "E2-MODEL",
+            f"model directory {path} lacks {len(missing)} tensors of a {task} model, the first is {missing[0]}",
+            hint='save the model with its head, or build a fresh student from the config with kind = "hf-config"',
+        )
+    return HfModel(module, task, attention)
+
+
+def _load(path: Path, task: Task, attention: str) -> tuple[torch.nn.Module, list[str]]:
+    """The module, and the names of parameters that the directory has no weights for."""
+    from safetensors import SafetensorError
+    from transformers import utils
+
+    logging: Any = utils.logging
+    logging.disable_progress_bar()
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
     try:
-        module = _auto_class(task).from_pretrained(
+        module, report = _auto_class(task).from_pretrained(
             str(path),
             local_files_only=True,
             trust_remote_code=False,
             use_safetensors=True,
             dtype=torch.float32,
             attn_implementation=attention,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise RecurosError(
             "E2-MODEL",
-            f"model directory {path} cannot be loaded: {str(error).strip().splitlines()[0]:.300}",
+            f"model directory {path} cannot be loaded: {_first_line(error)}",
             hint="check that it loads with transformers' AutoModel and local_files_only=True",
         ) from error
-    return HfModel(module, task, attention)
+    finally:
+        logging.set_verbosity(level)
+    return module, sorted(report["missing_keys"])
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"[:300]
 
 
 def from_config(spec: dict[str, Any]) -> HfModel:
@@ -114,7 +145,7 @@ def from_config(spec: dict[str, Any]) -> HfModel:
     except (ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
         raise RecurosError(
             "E2-MODEL",
-            f"no model can be built from {where}: {str(error).strip().splitlines()[0]:.300}",
+            f"no model can be built from {where}: {_first_line(error)}",
             hint="give model_type and the sizes that this architecture's transformers config takes",
         ) from error
     return HfModel(module, task, attention)
@@ -125,7 +156,9 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json" if not path.is_file() else path
     if not path.exists():
         raise RecurosError(
-            "E2-MODEL", f"model directory {path} does not exist", hint="give the path of a local Hugging Face model directory"
+            "E2-MODEL",
+            f"model directory {path} does not exist",
+            hint="give the path of a local Hugging Face model directory",
         )
     if not file.is_file():
         raise RecurosError(

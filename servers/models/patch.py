@@ -32,7 +32,6 @@ class PatchConfig:
     heads: int = 4
     mlp_ratio: int = 2
     classes: int = 10
-    flat: int = 0
 
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.heads, self.mlp_ratio, self.classes) < 1 or self.width % self.heads:
@@ -60,7 +59,9 @@ class PatchEmbed(nn.Module):
                 hint="use a dataset of 8 x 8 images, or another kind of model",
             )
         side = IMAGE_SIDE // PATCH_SIDE
-        patches = images.reshape(-1, side, PATCH_SIDE, side, PATCH_SIDE).transpose(2, 3).reshape(-1, TOKENS, PATCH_SIDE**2)
+        patches = (
+            images.reshape(-1, side, PATCH_SIDE, side, PATCH_SIDE).transpose(2, 3).reshape(-1, TOKENS, PATCH_SIDE**2)
+        )
         tokens: Tensor = self.proj(patches) + self.pos
         return tokens
 
@@ -109,7 +110,11 @@ class Block(nn.Module):
 
 
 class PatchTransformer(nn.Module):
-    """The classifier: embed, blocks, norm, mean over tokens, head."""
+    """The classifier: embed, blocks, norm, head.
+
+    The head reads the sixteen tokens side by side: digits are centred, and the mean over tokens, which forgets where a
+    stroke is, needs about twice the steps for the same accuracy.
+    """
 
     def __init__(self, config: PatchConfig) -> None:
         super().__init__()
@@ -117,7 +122,7 @@ class PatchTransformer(nn.Module):
         self.embed = PatchEmbed(config.width)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
-        self.head = nn.Linear(config.width * (TOKENS if config.flat else 1), config.classes)
+        self.head = nn.Linear(TOKENS * config.width, config.classes)
 
     def forward(
         self, images: Tensor, need_hidden: bool = False, need_attention: bool = False
@@ -133,8 +138,7 @@ class PatchTransformer(nn.Module):
             x, probs = block(x)
             hidden.append(x)
             attention.append(probs)
-        x = self.norm(x)
-        logits: Tensor = self.head(x.flatten(1) if self.config.flat else x.mean(dim=1))
+        logits: Tensor = self.head(self.norm(x).flatten(1))
         return logits, tuple(hidden) if need_hidden else (), tuple(attention) if need_attention else ()
 
 

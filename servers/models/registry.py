@@ -46,7 +46,9 @@ def build(spec: dict[str, Any], seed: int) -> Model:
         torch.manual_seed(seed)
         model = KINDS[kind](spec)
     if any(p.dtype != torch.float32 for p in model.module.parameters()):
-        raise RecurosError("E2-MODEL", f"model of kind {kind!r} has parameters that are not float32", hint="use float32")
+        raise RecurosError(
+            "E2-MODEL", f"model of kind {kind!r} has parameters that are not float32", hint="use float32"
+        )
     return model
 
 

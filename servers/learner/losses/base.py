@@ -46,7 +46,9 @@ class KdSettings:
 
 def _within(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:  # also refuses NaN
-        raise RecurosError("E2-LIMIT", f"{name} {value} is outside [{low:g}, {high:g}]", hint=f"choose {name} inside it")
+        raise RecurosError(
+            "E2-LIMIT", f"{name} {value} is outside [{low:g}, {high:g}]", hint=f"choose {name} inside it"
+        )
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,8 @@ def unit_mean(weight: Tensor) -> Tensor:
     mean = weight.mean()
     if not float(mean) > 0.0:
         raise RecurosError(
-            "E2-DATA", "the sample weights of a micro-batch sum to nothing", hint="gate fewer samples or use larger batches"
+            "E2-DATA",
+            "the sample weights of a micro-batch sum to nothing",
+            hint="gate fewer samples or use larger batches",
         )
     return weight / mean

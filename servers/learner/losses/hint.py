@@ -40,7 +40,9 @@ def uniform_map(student_layers: int, teacher_layers: int) -> tuple[tuple[int, in
     return tuple((i, max(1, round(i * teacher_layers / student_layers))) for i in range(1, student_layers + 1))
 
 
-def checked_map(pairs: tuple[tuple[int, int], ...], student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:
+def checked_map(
+    pairs: tuple[tuple[int, int], ...], student_layers: int, teacher_layers: int
+) -> tuple[tuple[int, int], ...]:
     """The declared map, or the uniform one when it is empty; layers that do not exist are E2-LIMIT."""
     for s, t in pairs:
         if not (1 <= s <= student_layers and 1 <= t <= teacher_layers):
@@ -52,14 +54,19 @@ def checked_map(pairs: tuple[tuple[int, int], ...], student_layers: int, teacher
     return pairs or uniform_map(student_layers, teacher_layers)
 
 
-def build_projectors(kind: str, count: int, student_width: int, teacher_width: int) -> nn.ModuleList:
-    """One phi per mapped layer: "linear" is learned; "none" is the identity and needs equal widths."""
+def check_projector(kind: str, student_width: int, teacher_width: int) -> None:
+    """Refuse the identity between layers of different widths (E2-LIMIT)."""
     if kind == "none" and student_width != teacher_width:
         raise RecurosError(
             "E2-LIMIT",
             f'proj "none" needs equal widths; the student has {student_width}, the teacher {teacher_width}',
             hint='use proj = "linear"',
         )
+
+
+def build_projectors(kind: str, count: int, student_width: int, teacher_width: int) -> nn.ModuleList:
+    """One phi per mapped layer: "linear" is learned; "none" is the identity and needs equal widths."""
+    check_projector(kind, student_width, teacher_width)
     if kind == "none":
         return nn.ModuleList(nn.Identity() for _ in range(count))
     return nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in range(count))

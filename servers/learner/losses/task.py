@@ -25,5 +25,7 @@ class TaskTerm:
 
     def value(self, rows: Rows, kd: KdSettings) -> Tensor:
         """Weighted mean cross-entropy in nats."""
-        loss = functional.cross_entropy(rows.student, rows.targets, reduction="none", label_smoothing=rows.label_smoothing)
+        loss = functional.cross_entropy(
+            rows.student, rows.targets, reduction="none", label_smoothing=rows.label_smoothing
+        )
         return (loss * rows.weight).mean()

@@ -1,0 +1,106 @@
+"""The replay reservation: show it, change it, ask whether another would be admitted."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from console.context import Context, cell
+from console.verb import noun, verb
+from syscalls.errors import RecurosError
+
+REFUSED: Final = 6
+
+sched = noun("sched", "The replay reservation and its admission.")
+_MS: Final = click.IntRange(1, 86_400_000)
+
+
+@verb(
+    "show",
+    "Reservations, lanes, the fair class and their counters.",
+    examples=("recuros sched show", "recuros sched show --json", "recuros sched show --run runs/first"),
+    exits=(3, 124),
+)
+def show(ctx: Context) -> None:
+    """Print the scheduler's map."""
+    with ctx.client() as client:
+        found = client.sched_show()["sched"]
+    ctx.emit({"schema": "recuros.sched.show/v1", **found}, "\n".join(_lines(found, "")))
+
+
+def _lines(value: Any, indent: str) -> list[str]:
+    """A nested map as indented lines."""
+    lines = []
+    for key, below in value.items():
+        if isinstance(below, dict) and below:
+            lines += [f"{indent}{key}", *_lines(below, indent + "  ")]
+        elif isinstance(below, list) and below and all(isinstance(item, dict) for item in below):
+            lines.append(f"{indent}{key}")
+            lines += [f"{indent}  {cell(item)}" for item in below]
+        else:
+            lines.append(f"{indent}{key}  {cell(below)}")
+    return lines
+
+
+@verb(
+    "set",
+    "Change the replay reservation, if admission allows it.",
+    examples=(
+        "recuros sched set --budget-ms 800 --period-ms 1000",
+        "recuros sched set --budget-ms 800 --period-ms 1000 --deadline-ms 900",
+        "recuros sched set --budget-ms 3000 --period-ms 4000 --json",
+    ),
+    right="sched-control",
+    exits=(3, 5, 6, 124),
+)
+@click.option("--budget-ms", type=_MS, required=True, help="Time a window may use.")
+@click.option("--period-ms", type=_MS, required=True, help="How often a window is granted.")
+@click.option("--deadline-ms", type=_MS, help="Time after its grant by which it must be done [the period].")
+def set_(ctx: Context, budget_ms: int, period_ms: int, deadline_ms: int | None) -> None:
+    """Ask for the change; a refusal exits 6."""
+    window = {"budget_ms": budget_ms, "period_ms": period_ms}
+    with ctx.client() as client:
+        answer = client.rl_schedule(window=window, deadline=period_ms if deadline_ms is None else deadline_ms)
+    what = f"reservation {budget_ms} ms / {period_ms} ms"
+    if not answer["admitted"]:
+        raise RecurosError(
+            "E6-ADMIT",
+            f"{what} refused: {cell(answer['witness'])}",
+            hint="recuros sched show",
+            details=answer["witness"],
+        )
+    ctx.changed("recuros.sched.set/v1", answer, what)
+
+
+@verb(
+    "admit",
+    "Would a reservation be admitted beside the present ones? Changes nothing; exits 6 when it would be refused.",
+    examples=(
+        "recuros sched admit --dry-run --budget-ms 40 --period-ms 100",
+        "recuros sched admit --dry-run --budget-ms 40 --period-ms 100 --deadline-ms 60",
+        "recuros sched admit --dry-run --name second --budget-ms 400 --period-ms 1000 --json",
+    ),
+    exits=(3, 6, 124),
+)
+@click.option("--dry-run", is_flag=True, required=True, help="Said explicitly: this verb only asks.")
+@click.option(
+    "--name", default="question", metavar="NAME", help="Name of the reservation; the name of a present one replaces it."
+)
+@click.option("--budget-ms", type=_MS, required=True, help="Time a window may use.")
+@click.option("--period-ms", type=_MS, required=True, help="How often a window is granted.")
+@click.option("--deadline-ms", type=_MS, help="Relative deadline [the period].")
+def admit(ctx: Context, dry_run: bool, name: str, budget_ms: int, period_ms: int, deadline_ms: int | None) -> int:
+    """Ask the kernel."""
+    del dry_run  # required, so always true
+    deadline = period_ms if deadline_ms is None else deadline_ms
+    with ctx.client() as client:
+        answer = client.sched_admit(name=name, budget_ms=budget_ms, period_ms=period_ms, deadline_ms=deadline)
+    verdict = "admitted" if answer["admitted"] else "refused"
+    text = f"{name} {budget_ms} ms / {period_ms} ms would be {verdict}: {cell(answer['witness'])}"
+    ctx.emit({"schema": "recuros.sched.admit/v1", **answer}, text)
+    return 0 if answer["admitted"] else REFUSED
+
+
+for _command in (show, set_, admit):
+    sched.add_command(_command)

@@ -1,0 +1,260 @@
+"""Deliveries: requests to servers, their replies, mailboxes with credits, and the pages that travel with them.
+
+Responsible for: bounded mailboxes (messages and bytes), handle translation of `page` columns, one-shot replies, and handing fair servers their
+work in the order of the fair class. A call from an EDF server, and whatever a fair job calls in turn, is donation: it is delivered at once. Refuses: what does
+not fit a mailbox (E75-FULL, counted), replies that nobody asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernel.caps import Cap
+from kernel.events import ClosePage, Send
+from kernel.state import KERNEL, Caller, Pending, Server, Turn
+from syscalls import abi, limits
+from syscalls.abi import Right
+from syscalls.errors import RecurosError
+from syscalls.wire import Deliver, Reply
+
+FAIR_JOBS = frozenset({"dataset.fill", "observer.evaluate", "observer.calibrate", "gpu.telemetry", "gpu.inventory"})
+
+
+def request(t: Turn, kind: str, method: str, args: dict[str, Any], **data: Any) -> int:
+    """The kernel asks a server; the reply arrives as continuation `kind` with `data`. Page columns are slots of the kernel."""
+    server, _, name = method.partition(".")
+    row = abi.method_of(server, name)
+    return _deliver(t, server, row, row.bind(args), KERNEL, Pending(kind, server, row.nr, data))
+
+
+def tell(t: Turn, method: str, args: dict[str, Any]) -> None:
+    """The kernel tells a server, one-way. Page columns are lent until the kernel's own capability is released."""
+    server, _, name = method.partition(".")
+    row = abi.method_of(server, name)
+    lent: list[tuple[str, int]] = []
+    values = _translate(t, row, row.bind(args), KERNEL, server, lent)
+    _send(t, t.state.servers[server], Deliver(0, row.nr, values, KERNEL))
+
+
+def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any], size: int) -> None:
+    """Syscall `call`: deliver to the server behind an endpoint capability; the caller's reply is one-shot."""
+    s = t.state
+    server = str(endpoint.obj)
+    row = abi.METHOD_BY_NR.get(method_nr)
+    if row is None or row.server != server:
+        raise RecurosError("E2-USAGE", f"{server} has no method number {method_nr}")
+    row.check_args(args)
+    s.caps.require(caller.principal, 1, row.right, row.qualified)
+    target = s.servers[server]
+    if target.state not in ("ready", "draining"):
+        raise RecurosError("E75-AGAIN", f"{server} is {target.state}", hint="it is being restarted; try again")
+    limit = s.config.servers[server]
+    if len(target.queue) >= limit.mailbox_messages or target.queued_bytes + size > limit.mailbox_bytes:
+        target.refused += 1
+        raise RecurosError(
+            "E75-FULL",
+            f"mailbox of {server}: {len(target.queue)} messages, {target.queued_bytes} bytes;"
+            f" limits {limit.mailbox_messages} and {limit.mailbox_bytes}",
+            hint="wait for replies before sending more",
+        )
+    _deliver(t, server, row, list(args), caller.principal, Pending("relay", server, row.nr, {"caller": caller}))
+
+
+def _deliver(t: Turn, server: str, row: abi.Row, values: list[Any], sender: str, pending: Pending) -> int:
+    s = t.state
+    delivery = s.next_delivery
+    s.next_delivery += 1
+    values = _translate(t, row, values, sender, server, pending.lent)
+    s.pending[delivery] = pending
+    frame = Deliver(delivery, row.nr, values, sender)
+    if row.qualified in FAIR_JOBS and pending.kind != "relay" and server in s.fair:
+        s.fair.enqueue(server, ("deliver", frame))
+    else:
+        _post(t, s.servers[server], frame)
+    return delivery
+
+
+def fair_job(t: Turn, method: str, args: dict[str, Any]) -> None:
+    """A one-way job of the fair class (the observer's trace): it ends when the server says so by a syscall, see `end_job`."""
+    server, _, name = method.partition(".")
+    row = abi.method_of(server, name)
+    lent: list[tuple[str, int]] = []
+    values = _translate(t, row, row.bind(args), KERNEL, server, lent)
+    t.state.fair.enqueue(server, ("deliver", Deliver(0, row.nr, values, KERNEL)))
+
+
+def dispatch_fair(t: Turn) -> None:
+    """Hand out slots of the fair class; called at the end of every step."""
+    s = t.state
+    while (picked := s.fair.pick()) is not None:
+        name, (how, what) = picked
+        server = s.servers[name]
+        server.job_cpu_ns = server.cpu_ns
+        t.timer(limits.SLICE_NS_DEFAULT * 500, "slice", name=name, job=id_of(what))
+        if how == "deliver":
+            _post(t, server, what)
+        else:
+            answer(t, what, {})
+
+
+def id_of(what: Any) -> int:
+    """What tells a job from the next one of the same server."""
+    return what.id if isinstance(what, Deliver) else what.call_id
+
+
+def end_job(t: Turn, name: str, cpu_ns: int) -> None:
+    """The fair job of a server ended; charge its CPU time and free the slot."""
+    s = t.state
+    if name in s.fair and s.fair.running(name) is not None:
+        s.fair.finish(name, max(0, cpu_ns - s.servers[name].job_cpu_ns))
+
+
+def _post(t: Turn, server: Server, frame: Deliver) -> None:
+    if server.state not in ("connected", "ready", "draining"):
+        # Only the kernel's own requests come here; they are made again when the server is back.
+        pending = t.state.pending.pop(frame.id, None)
+        if pending:
+            _unlend(t, pending)
+        return
+    if not frame.id:
+        _send(t, server, frame)  # one-way: the fair class lets a server have one at a time
+    elif server.in_flight < limits.MAILBOX_CREDIT:
+        server.in_flight += 1
+        _send(t, server, frame)
+    else:
+        server.queue.append(frame)
+        server.queued_bytes += 64
+
+
+def _send(t: Turn, server: Server, frame: Deliver) -> None:
+    t.emit(Send(False, server.route, frame))
+
+
+def replied(t: Turn, name: str, reply: Reply, cpu_ns: int) -> tuple[Pending, dict[str, Any] | RecurosError] | None:
+    """Match a server's reply with what it answers; None if nobody asked, or not this server (counted)."""
+    s = t.state
+    pending = s.pending.get(reply.id)
+    if pending is None or pending.server != name:
+        s.refused["stray reply"] = s.refused.get("stray reply", 0) + 1
+        return None
+    del s.pending[reply.id]
+    server = s.servers[name]
+    server.in_flight -= 1
+    _unlend(t, pending)
+    if abi.METHOD_BY_NR[pending.nr].qualified in FAIR_JOBS and pending.kind != "relay":
+        end_job(t, name, cpu_ns)
+    if server.queue and server.in_flight < limits.MAILBOX_CREDIT:
+        frame = server.queue.popleft()
+        server.queued_bytes -= 64
+        server.in_flight += 1
+        _send(t, server, frame)
+    if not reply.ok:
+        return pending, RecurosError.from_wire(reply.payload)
+    row = abi.METHOD_BY_NR[pending.nr]
+    try:
+        values = row.check_reply(reply.payload)
+        _move_pages(t, row, values, name, pending)
+    except RecurosError as error:
+        return pending, error
+    return pending, values
+
+
+def _move_pages(t: Turn, row: abi.Row, values: dict[str, Any], name: str, pending: Pending) -> None:
+    """Page columns of a reply move to whoever asked."""
+    to = pending.data["caller"].principal if pending.kind == "relay" else KERNEL
+    for column in row.reply:
+        if column.kind == "page" and values[column.name]:
+            values[column.name] = move_page(t, name, values[column.name], to).slot
+
+
+def move_page(t: Turn, holder: str, slot: int, to: str) -> Cap:
+    """A page capability changes hands; the holder's own is gone."""
+    caps = t.state.caps
+    cap = caps.require(holder, slot, Right.MAP, "page")
+    if cap.kind != "page":
+        raise RecurosError("E5-DENIED", f"slot {slot} of {holder} is not a page")
+    moved = caps.derive(cap, to, Right.MAP)
+    caps.release(cap)
+    return moved
+
+
+def _translate(
+    t: Turn, row: abi.Row, values: list[Any], sender: str, to: str, lent: list[tuple[str, int]]
+) -> list[Any]:
+    values = list(values)
+    for i in row.pages:
+        if values[i]:
+            cap = t.state.caps.require(sender, values[i], Right.MAP, row.qualified)
+            if cap.kind != "page":
+                raise RecurosError("E5-DENIED", f"{row.qualified}: slot {values[i]} of {sender} is not a page")
+            child = t.state.caps.derive(cap, to, Right.MAP)
+            lent.append(child.key)
+            values[i] = child.slot
+    return values
+
+
+def _unlend(t: Turn, pending: Pending) -> None:
+    for key in pending.lent:
+        cap = t.state.caps.find(*key)
+        if cap:
+            t.state.caps.release(cap)
+
+
+def release_page(t: Turn, holder: str, slot: int) -> None:
+    """Revoke what was derived from this page capability and give it up."""
+    caps = t.state.caps
+    cap = caps.find(holder, slot)
+    if cap and cap.kind == "page":
+        if holder == KERNEL:
+            caps.revoke(cap)
+        caps.release(cap)
+
+
+def sweep_pages(t: Turn) -> None:
+    """Close pages that no capability names any more."""
+    s = t.state
+    if not s.caps.pages_released:
+        return
+    s.caps.pages_released = False
+    used = s.caps.pages_in_use()
+    for page in [p for p in s.pages if p not in used]:
+        del s.pages[page]
+        t.emit(ClosePage(page))
+
+
+def answer(t: Turn, caller: Caller, values: dict[str, Any]) -> None:
+    """Answer a syscall."""
+    if caller.call_id:
+        row = abi.SYSCALL_BY_NR[caller.nr]
+        _answer(t, caller, Reply(caller.call_id, True, row.bind_reply(values)))
+
+
+def answer_error(t: Turn, caller: Caller, error: RecurosError) -> None:
+    """Answer a syscall with an error."""
+    if caller.call_id:
+        _answer(t, caller, Reply(caller.call_id, False, error.to_wire()))
+
+
+def _answer(t: Turn, caller: Caller, reply: Reply) -> None:
+    operator = caller.principal not in t.state.config.servers
+    if not operator and t.state.servers[caller.principal].route != caller.route:
+        return  # the caller died; its reply capability died with it
+    t.emit(Send(operator, caller.route, reply))
+
+
+def server_died(t: Turn, name: str) -> None:
+    """Drop what was on its way to the server; callers learn it, the kernel's own requests are made again by `lifecycle`."""
+    s = t.state
+    server = s.servers[name]
+    server.queue.clear()
+    server.queued_bytes = server.in_flight = 0
+    if name in s.fair:
+        s.fair.clear(name)
+    for delivery, pending in list(s.pending.items()):
+        if pending.server == name:
+            del s.pending[delivery]
+            _unlend(t, pending)
+            caller = pending.data.get("caller")
+            if isinstance(caller, Caller):
+                answer_error(t, caller, RecurosError("E3-GONE", f"{name} died before it answered", hint="try again"))
+    s.caps.drop_holder(name)

@@ -1,0 +1,166 @@
+"""Capabilities: a derivation tree that the kernel holds and nobody else sees.
+
+A handle is a small integer that means something only together with the principal that uses it. Rights of a derived
+capability are a subset of its parent's; asking for more is refused, never trimmed. Revoking removes all descendants and keeps the
+capability itself. Refuses: slots of other principals, by having no way to name them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from syscalls import limits
+from syscalls.abi import Right, right_names
+from syscalls.errors import RecurosError
+
+ROOT_SLOT = 1
+Key = tuple[str, int]
+
+
+@dataclass
+class Cap:
+    """One capability. `kind` is "self", "endpoint" or "page"; `obj` is a principal's name or a page number."""
+
+    holder: str
+    slot: int
+    kind: str
+    obj: str | int
+    rights: Right
+    parent: Key | None = None
+    badge: str = ""
+    children: set[Key] = field(default_factory=set)
+
+    @property
+    def key(self) -> Key:
+        """Where it is."""
+        return (self.holder, self.slot)
+
+
+class CapTable:
+    """All capabilities of all principals."""
+
+    def __init__(self) -> None:
+        self._slots: dict[str, dict[int, Cap]] = {}
+        self._next: dict[str, int] = {}
+        self.pages_released = False
+
+    def mint(
+        self, holder: str, kind: str, obj: str | int, rights: Right, *, parent: Cap | None = None, badge: str = ""
+    ) -> Cap:
+        """Put a new capability into the holder's next free slot; E2-LIMIT when the holder has too many."""
+        table = self._slots.setdefault(holder, {})
+        if len(table) >= limits.CAPS_PER_PRINCIPAL_MAX:
+            raise RecurosError(
+                "E2-LIMIT",
+                f"{holder} holds {len(table)} capabilities, the limit",
+                hint="release pages that are no longer read",
+            )
+        slot = self._next.get(holder, ROOT_SLOT)
+        self._next[holder] = slot + 1
+        cap = Cap(holder, slot, kind, obj, rights, parent.key if parent else None, badge)
+        table[slot] = cap
+        if parent:
+            parent.children.add(cap.key)
+        return cap
+
+    def get(self, holder: str, slot: int) -> Cap:
+        """The capability in a slot of this holder; E5-DENIED when there is none."""
+        cap = self._slots.get(holder, {}).get(slot)
+        if cap is None:
+            raise RecurosError("E5-DENIED", f"{holder} holds no capability in slot {slot}", hint="recuros cap ls")
+        return cap
+
+    def find(self, holder: str, slot: int) -> Cap | None:
+        """Like `get`, None instead of an error."""
+        return self._slots.get(holder, {}).get(slot)
+
+    def held(self, holder: str) -> list[Cap]:
+        """The holder's capabilities in slot order."""
+        return [cap for _, cap in sorted(self._slots.get(holder, {}).items())]
+
+    def require(self, holder: str, slot: int, right: Right, what: str) -> Cap:
+        """The capability if it carries `right`; E5-DENIED names caller, right and what the caller does hold."""
+        cap = self.get(holder, slot)
+        if right & ~cap.rights:
+            raise RecurosError(
+                "E5-DENIED",
+                f"{what}: {holder} lacks the right {', '.join(right_names(right & ~cap.rights))}"
+                f" (slot {slot} holds: {', '.join(right_names(cap.rights)) or 'none'})",
+                hint="grant it in the manifest, or ask a principal that holds it",
+            )
+        return cap
+
+    def derive(self, parent: Cap, to: str, rights: Right, *, badge: str = "") -> Cap:
+        """A child of `parent` for `to`; rights must shrink and a badge is set only once."""
+        excess = rights & ~parent.rights
+        if excess:
+            raise RecurosError(
+                "E5-DENIED",
+                f"derive asks for {', '.join(right_names(excess))}, which the parent lacks"
+                f" (it holds: {', '.join(right_names(parent.rights)) or 'none'})",
+                hint="ask for a subset",
+            )
+        if badge and parent.badge:
+            raise RecurosError("E5-DENIED", f"the badge is {parent.badge!r} already and never changes")
+        return self.mint(to, parent.kind, parent.obj, rights, parent=parent, badge=badge or parent.badge)
+
+    def revoke(self, cap: Cap) -> list[Cap]:
+        """Remove every descendant; returns them. The capability itself stays."""
+        gone: list[Cap] = []
+        stack = sorted(cap.children)
+        cap.children.clear()
+        while stack:
+            holder, slot = stack.pop()
+            child = self._slots.get(holder, {}).pop(slot, None)
+            if child:
+                gone.append(child)
+                self.pages_released |= child.kind == "page"
+                stack.extend(sorted(child.children))
+        return gone
+
+    def release(self, cap: Cap) -> None:
+        """The holder gives this one up; its children move to its parent, since giving up is not revoking."""
+        self._slots.get(cap.holder, {}).pop(cap.slot, None)
+        self.pages_released |= cap.kind == "page"
+        parent = self.find(*cap.parent) if cap.parent else None
+        if parent:
+            parent.children.discard(cap.key)
+        for key in cap.children:
+            child = self.find(*key)
+            if child:
+                child.parent = parent.key if parent else None
+                if parent:
+                    parent.children.add(key)
+
+    def drop_holder(self, holder: str) -> list[Cap]:
+        """A principal is gone; everything it held goes with it, children move up."""
+        gone = self.held(holder)
+        for cap in gone:
+            self.release(cap)
+        self._slots.pop(holder, None)
+        return gone
+
+    def pages_in_use(self) -> set[int]:
+        """Numbers of pages that some capability still names."""
+        return {
+            c.obj
+            for table in self._slots.values()
+            for c in table.values()
+            if c.kind == "page" and isinstance(c.obj, int)
+        }
+
+    def to_list(self, holder: str) -> list[dict[str, Any]]:
+        """For people."""
+        return [
+            {
+                "slot": c.slot,
+                "kind": c.kind,
+                "object": c.obj,
+                "rights": right_names(c.rights),
+                "badge": c.badge,
+                "parent": list(c.parent) if c.parent else None,
+                "children": len(c.children),
+            }
+            for c in self.held(holder)
+        ]

@@ -1,0 +1,139 @@
+"""The boot document as the kernel sees it: plain dataclasses, checked once.
+
+Responsible for: refusing a document that the launcher should never have sent. The launcher has validated the manifest in full; this is the second
+side of the same check, so that a kernel started by hand fails with a sentence too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from syscalls import abi, limits
+from syscalls.errors import RecurosError
+
+MS = 1_000_000
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """One stanza of the manifest."""
+
+    name: str
+    entry: str
+    edf: bool
+    rank: int
+    rights: abi.Right
+    calls: tuple[str, ...]
+    restart: str
+    weight: int
+    mailbox_messages: int
+    mailbox_bytes: int
+    config: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A run of windows with one training target; `spec` goes to the learner as it is."""
+
+    name: str
+    windows: int
+    steps: int
+    end: str
+    repeat: bool
+    spec: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that does not change after boot."""
+
+    run: str
+    app: str
+    seed: int
+    deterministic: bool
+    detached: bool
+    steps: int
+    budget_ns: int
+    period_ns: int
+    deadline_ns: int
+    phases: tuple[Phase, ...]
+    probes: tuple[dict[str, Any], ...]
+    policy: dict[str, Any]
+    eval_every: int
+    operator_rights: abi.Right
+    servers: dict[str, ServerConfig]
+    background_slots: int
+
+    @property
+    def planned(self) -> int:
+        """Windows of the whole plan, each phase once."""
+        return sum(phase.windows for phase in self.phases)
+
+
+def parse(doc: dict[str, Any]) -> Config:
+    """Boot document to `Config`; E2-MANIFEST names what is missing or out of range."""
+    try:
+        window = doc["window"]
+        servers = {s["name"]: _server(s) for s in doc["servers"]}
+        config = Config(
+            run=doc["run"],
+            app=doc["app"],
+            seed=int(doc["seed"]),
+            deterministic=bool(doc["deterministic"]),
+            detached=bool(doc["detached"]),
+            steps=int(window["steps"]),
+            budget_ns=int(window["budget_ms"]) * MS,
+            period_ns=int(window["period_ms"]) * MS,
+            deadline_ns=int(window["deadline_ms"]) * MS,
+            phases=tuple(_phase(i, p) for i, p in enumerate(doc["phases"])),
+            probes=tuple(doc["probes"]),
+            policy=dict(doc["policy"]),
+            eval_every=int(doc["eval_every"]),
+            operator_rights=abi.parse_rights(doc["operator_rights"]),
+            servers=servers,
+            background_slots=max(1, len(doc.get("background_cpus", [0]))),
+        )
+    except (KeyError, TypeError, ValueError) as e:
+        raise RecurosError(
+            "E2-MANIFEST", f"boot document: {type(e).__name__}: {e}", hint="recuros boot writes it from the manifest"
+        ) from e
+    _check(config)
+    return config
+
+
+def _server(s: dict[str, Any]) -> ServerConfig:
+    return ServerConfig(
+        name=s["name"],
+        entry=s["entry"],
+        edf=s["class"] == "edf",
+        rank=int(s["rank"]),
+        rights=abi.parse_rights(s["rights"]),
+        calls=tuple(s["calls"]),
+        restart=s["restart"],
+        weight=int(s.get("weight", 1)),
+        mailbox_messages=int(s.get("mailbox_messages", limits.MAILBOX_MESSAGES_DEFAULT)),
+        mailbox_bytes=int(s.get("mailbox_bytes", limits.MAILBOX_BYTES_DEFAULT)),
+        config=dict(s["config"]),
+    )
+
+
+def _phase(index: int, p: dict[str, Any]) -> Phase:
+    spec = {**p, "index": index}
+    return Phase(p["name"], int(p["windows"]), int(p["steps"]), p.get("end", ""), bool(p.get("repeat", False)), spec)
+
+
+def _check(config: Config) -> None:
+    for needed in ("archivist", "dataset", "learner", "observer"):
+        if needed not in config.servers:
+            raise RecurosError("E2-MANIFEST", f"no server stanza for {needed!r}", hint=f"add [server.{needed}]")
+    if not config.phases or len(config.phases) > limits.PHASES_MAX:
+        raise RecurosError("E2-MANIFEST", f"{len(config.phases)} phases; the limit is 1 to {limits.PHASES_MAX}")
+    for server in config.servers.values():
+        for callee in server.calls:
+            if callee not in config.servers or config.servers[callee].rank >= server.rank:
+                raise RecurosError(
+                    "E2-MANIFEST",
+                    f"{server.name} (rank {server.rank}) may not call {callee}: a server calls only servers of lower rank",
+                    hint="lower the callee's rank or drop the call",
+                )

@@ -1,0 +1,161 @@
+"""What goes into `core.step` and what comes out of it.
+
+Events are facts that the loop observed; effects are what the loop must do. Both are plain values, so a simulator can make and check them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from kernel.config import Config
+from syscalls.wire import Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Boot:
+    """The loop's sockets listen. `environment` is what the ledger's boot record says of the machine."""
+
+    config: Config
+    boot_id: str
+    pid: int
+    environment: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Spawned:
+    """The supervisor started a server."""
+
+    name: str
+    incarnation: int
+    pid: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """A server's process has ended; negative status is a signal."""
+
+    name: str
+    incarnation: int
+    pid: int
+    status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A frame from an attested principal. `route` is where an answer goes; `cpu_ns` is the sender's CPU time so far (servers)."""
+
+    principal: str
+    route: bytes
+    frame: Frame
+    cpu_ns: int = 0
+    size: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Something that was turned away before it became a frame: a malformed message, an unknown peer."""
+
+    who: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageOffered:
+    """A principal offered a sealed page; the loop holds its descriptor under `page`."""
+
+    principal: str
+    conn: int
+    page: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageWanted:
+    """A principal asks for the descriptor behind one of its handles."""
+
+    principal: str
+    conn: int
+    handle: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """Resident bytes and CPU ns of processes, for people. The key "kernel" is this process."""
+
+    usage: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class DrainWanted:
+    """The supervisor was told to stop (a signal, or the launcher has gone)."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passed; due timers fire."""
+
+
+Event = Boot | Spawned | Exited | Received | Refused | PageOffered | PageWanted | Sampled | DrainWanted | Tick
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send a frame to a route on the servers' or the operators' socket."""
+
+    operator: bool
+    route: bytes
+    frame: Frame
+
+
+@dataclass(frozen=True, slots=True)
+class Spawn:
+    """Start a server process."""
+
+    name: str
+    incarnation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kill:
+    """Signal a server process."""
+
+    name: str
+    incarnation: int
+    signal: int
+
+
+@dataclass(frozen=True, slots=True)
+class PageAnswer:
+    """Answer on the page socket: a handle, or (with `page`) the size and the descriptor, or a wire error."""
+
+    conn: int
+    ok: bool
+    value: Any
+    page: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClosePage:
+    """Nobody names the page any more."""
+
+    page: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Tell the launcher."""
+
+    event: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """End the kernel process."""
+
+    status: int
+
+
+Effect = Send | Spawn | Kill | PageAnswer | ClosePage | Report | Exit

@@ -1,0 +1,820 @@
+"""The life of replay windows: prefetch, grant, stage, commit, miss, roll back; and what steers them.
+
+Responsible for: the plan's order, the fixed policy lag, directives that travel inside a window (so that they roll back with it), and the rule that window
+k + 1 may run on k's staged base but never outlives k. Refuses: to grant before data, policy and learner are there; to call anything committed before
+the ledger says so.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from kernel import outbox
+from kernel.broker import answer, answer_error, end_job, fair_job, move_page, release_page, request, tell
+from kernel.events import Kill, Report
+from kernel.sched import Reservation, admit
+from kernel.state import KERNEL, Caller, Cursor, Probe, State, Turn
+from kernel.window import Window, WindowState
+from probes import catalogue
+from syscalls import abi, limits
+from syscalls.errors import RecurosError
+
+OPEN = (WindowState.RUNNING, WindowState.STAGED, WindowState.MISSED)
+
+
+def advance(t: Turn) -> None:
+    """Called at the end of every step: move the plan on as far as it goes."""
+    s = t.state
+    if s.phase != "running" or not s.learner_ok or s.servers["learner"].state != "ready":
+        return
+    if plan_complete(s):
+        finish_plan(t)
+        return
+    if any(w.state in (WindowState.RUNNING, WindowState.MISSED) for w in s.windows.values()):
+        _prefetch(t, s.next_window, s.cursor)
+        return
+    if s.paused or len(s.windows) >= 2:
+        return
+    _prefetch(t, s.next_window, s.cursor)
+    if s.next_window in s.prefetch and policy_decided(s, s.next_window) and not waiting_for_probes(s):
+        _grant(t)
+
+
+def plan_complete(s: State) -> bool:
+    """Whether every phase of the plan has been granted."""
+    return s.cursor.phase >= len(s.config.phases)
+
+
+def waiting_for_probes(s: State) -> bool:
+    """The manifest's probes are attached before the first window."""
+    return s.committed_window == 0 and any(p.kind == "attach" for p in s.pending.values())
+
+
+def next_cursor(s: State, c: Cursor) -> Cursor:
+    """The position after one window; a repeating phase starts over in a detached runtime."""
+    phase = s.config.phases[c.phase]
+    if c.window + 1 < phase.windows:
+        return c._replace(window=c.window + 1)
+    generation = c.generation + (1 if phase.end.startswith("swap:") else 0)
+    if phase.repeat and s.config.detached:
+        return Cursor(c.phase, 0, generation, c.repeats + 1)
+    return Cursor(c.phase + 1, 0, generation, 0)
+
+
+def plan_directives(s: State, c: Cursor) -> list[list[Any]]:
+    """What the plan asks for before the first window of a phase: the `end` of the phase before it."""
+    if c.window:
+        return []
+    if c.repeats:
+        end = s.config.phases[c.phase].end
+    else:
+        end = s.config.phases[c.phase - 1].end if c.phase else ""
+    return [["swap", {"mode": end.removeprefix("swap:")}]] if end.startswith("swap:") else []
+
+
+def policy_at(s: State, window: int) -> dict[str, Any]:
+    """The settings in force at a window: the latest that applies at or before it."""
+    due = [k for k in s.policies if k <= window]
+    return s.policies[max(due)] if due else {}
+
+
+def policy_decided(s: State, window: int) -> bool:
+    """In deterministic mode window k + 2 waits for the Observer's word on k."""
+    return not s.config.deterministic or all(k + limits.POLICY_LAG_WINDOWS > window for k in s.awaiting_policy)
+
+
+def stream_step(s: State, c: Cursor) -> int:
+    """Position in the phase's data stream, in batches; repeats go on where the last one stopped."""
+    phase = s.config.phases[c.phase]
+    return (c.repeats * phase.windows + c.window) * phase.steps
+
+
+def _prefetch(t: Turn, window: int, c: Cursor) -> None:
+    s = t.state
+    if window in s.filling or c.phase >= len(s.config.phases) or s.servers["dataset"].state != "ready":
+        return
+    weights = _weights_for(s, window)
+    have = s.prefetch.get(window)
+    if have is not None:
+        if have[2] == weights or not policy_decided(s, window):
+            return
+        release_page(t, KERNEL, have[0])  # a policy arrived meanwhile: these batches carry the wrong weights
+        del s.prefetch[window]
+    if not policy_decided(s, window):
+        return
+    phase = s.config.phases[c.phase]
+    s.filling.add(window)
+    request(
+        t,
+        "fill",
+        "dataset.fill",
+        {
+            "window": window,
+            "phase": phase.spec,
+            "step0": stream_step(s, c),
+            "steps": phase.steps,
+            "weights": weights if phase.spec.get("train") == "student" else "",
+            "gate": s.gate,
+        },
+        window=window,
+        weights=weights,
+        cursor=list(c),
+        gate=s.gate,
+    )
+
+
+def _weights_for(s: State, window: int) -> str:
+    return str(policy_at(s, window).get("weights") or "")
+
+
+def filled(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
+    """The dataset server wrote a window's batches."""
+    s = t.state
+    window = data["window"]
+    s.filling.discard(window)
+    if window < s.next_window or Cursor(*data["cursor"]) != s.cursor or data["gate"] != s.gate:
+        release_page(t, KERNEL, values["page"])
+        return
+    s.prefetch[window] = (values["page"], values["batch"], data["weights"])
+
+
+def _grant(t: Turn) -> None:
+    s = t.state
+    c, wid = s.cursor, s.next_window
+    phase = s.config.phases[c.phase]
+    page, batch, _ = s.prefetch.pop(wid)
+    settings = policy_at(s, wid)
+    planned = plan_directives(s, c)
+    w = Window(
+        id=wid,
+        attempt=1 + s.failures_in_a_row,
+        cursor=(c.phase, c.window, c.generation, c.repeats),
+        phase=phase.spec,
+        step0=stream_step(s, c),
+        steps=phase.steps,
+        base=s.base,
+        batch=batch,
+        page_slot=page,
+        directives=[list(d) for d in s.directives],
+        policy={k: v for k, v in settings.items() if k not in ("seq", "evidence_summary")},
+        policy_seq=int(settings.get("seq", -1)),
+        granted_ns=t.now_ns,
+        deadline_ns=t.now_ns + s.reservation.deadline_ns,
+        budget_ns=s.reservation.budget_ns,
+        cpu_start_ns=s.servers["learner"].cpu_ns,
+    )
+    w.to(WindowState.RUNNING)
+    s.windows[wid] = w
+    s.directives = []
+    s.policy, s.policy_seq = w.policy, w.policy_seq
+    s.counts["granted"] += 1
+    s.cursor, s.next_window = next_cursor(s, c), wid + 1
+    swaps = planned + w.directives
+    outbox.record(
+        t,
+        "window.grant",
+        {
+            "window": wid,
+            "boot": s.boot_id,
+            "phase": {"name": phase.name, "index": c.phase, "repeat": c.repeats},
+            "step0": w.step0,
+            "steps": w.steps,
+            "deadline_ns": w.deadline_ns,
+            "budget_ns": w.budget_ns,
+            "policy_seq": w.policy_seq,
+            "directives": swaps,
+        },
+        parent=w.base,
+        cursor=[phase.name, w.step0],
+        then="granted",
+        then_data={"window": wid, "attempt": w.attempt},
+    )
+    if planned:
+        outbox.record(t, "swap", {"mode": planned[0][1]["mode"], "window": wid}, actor="kernel:plan")
+    tell(
+        t,
+        "learner.grant",
+        {
+            "window": wid,
+            "deadline_ns": w.deadline_ns,
+            "budget_ns": w.budget_ns,
+            "base": w.base,
+            "phase": w.phase,
+            "step0": w.step0,
+            "steps": w.steps,
+            "policy": w.policy,
+            "directives": swaps,
+            "page": page,
+        },
+    )
+    t.timer(s.reservation.deadline_ns, "deadline", window=wid, granted_ns=w.granted_ns)
+    _prefetch(t, s.next_window, s.cursor)
+
+
+# --- the learner's answers ---------------------------------------------------------------------------------------------------
+
+
+def progress(t: Turn, args: dict[str, Any]) -> None:
+    """Where the learner is inside its window."""
+    w = t.state.windows.get(args["window"])
+    if w and w.state is WindowState.RUNNING:
+        w.step, w.live = args["step"], args["metrics"]
+
+
+def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
+    """All state is durable in KFS. Here, at receipt, the deadline is judged."""
+    s = t.state
+    w = s.windows.get(args["window"])
+    trace = move_page(t, "learner", args["trace"], KERNEL).slot if args["trace"] else 0
+    answer(t, caller, {})
+    if w is None or w.state is not WindowState.RUNNING:
+        # The abort crossed this message on the way; the learner restores the base when it reads it.
+        release_page(t, KERNEL, trace)
+        return
+    w.used_ns = max(0, cpu_ns - w.cpu_start_ns)
+    if t.now_ns > w.deadline_ns:
+        release_page(t, KERNEL, trace)
+        miss(
+            t, w, "E7-MISSED", f"staged {(t.now_ns - w.deadline_ns) / 1e6:.1f} ms after its deadline", tell_learner=True
+        )
+        return
+    w.to(WindowState.STAGED)
+    w.staged_ns, w.snapshot, w.metrics, w.step = t.now_ns, args["snapshot"], args["metrics"], w.steps
+    s.base, s.metrics, s.failures_in_a_row = w.snapshot, w.metrics, 0
+    _note_cka(s, args["maps"])
+    outbox.record(
+        t,
+        "window.commit",
+        {
+            "window": w.id,
+            "boot": s.boot_id,
+            "phase": {"name": w.phase["name"], "index": w.cursor[0], "repeat": w.cursor[3]},
+            "step0": w.step0,
+            "steps": w.steps,
+            "grant_seq": w.grant_seq,
+            "metrics": {**w.metrics, "batch": w.batch, "used_ns": w.used_ns, "left_ns": w.deadline_ns - t.now_ns},
+            "resume": resume_state(s, w),
+        },
+        parent=w.base,
+        result=w.snapshot,
+        inputs=tuple(x for x in (str(w.policy.get("weights") or ""),) if x),
+        cursor=[w.phase["name"], w.step0 + w.steps],
+        then="committed",
+        then_data={"window": w.id, "granted_ns": w.granted_ns},
+    )
+    if _observer_up(s):
+        _to_observer(t, w, args["maps"], trace)
+    else:
+        release_page(t, KERNEL, trace)
+
+
+def _observer_up(s: State) -> bool:
+    return s.servers["observer"].state == "ready"
+
+
+def _to_observer(t: Turn, w: Window, maps: dict[str, Any], trace: int) -> None:
+    """Evidence goes to the Observer, and every so often the state goes with it for a look at data no gradient has seen.
+
+    Both are jobs of one queue, so their order is fixed by the order of windows and not by timing."""
+    s = t.state
+    s.awaiting_policy.add(w.id)
+    fair_job(
+        t,
+        "observer.trace",
+        {"window": w.id, "snapshot": w.snapshot, "metrics": w.metrics, "maps": maps, "policy": w.policy, "page": trace},
+    )
+    t.timer(limits.POLICY_TIMEOUT_NS, "policy", window=w.id)
+    s.traces[w.id] = trace
+    if s.config.eval_every and w.id % s.config.eval_every == 0:
+        evaluate(t, w.snapshot, "validation", None)
+
+
+def _note_cka(s: State, maps: dict[str, Any]) -> None:
+    for entry in maps.values():
+        summary = entry.get("map", {}).get("summary", {}) if isinstance(entry, dict) else {}
+        if isinstance(summary.get("cka"), float):
+            s.cka = summary["cka"]
+
+
+def resume_state(s: State, w: Window) -> dict[str, Any]:
+    """What the next boot needs if this commit is the last record it finds."""
+    horizon = s.next_window
+    keep = {k: v for k, v in s.policies.items() if k >= max([p for p in s.policies if p <= horizon], default=0)}
+    return {
+        "cursor": list(next_cursor(s, Cursor(*w.cursor))),
+        "kd": s.kd,
+        "gate": s.gate,
+        "policies": {str(k): v for k, v in keep.items()},
+        "policy": w.policy,
+        "policy_seq": w.policy_seq,
+        "policy_count": s.policy_count,
+        "directives": s.directives + [d for x in s.windows.values() if x.id > w.id for d in x.directives],
+        "probes": [{"id": p.id, "hook": p.hook, "prog": p.prog, "every": p.every} for p in s.probes.values()],
+        "next_probe": s.next_probe,
+        "scores": s.scores,
+    }
+
+
+def granted(t: Turn, data: dict[str, Any], seq: int) -> None:
+    """The grant record is durable."""
+    w = t.state.windows.get(data["window"])
+    if w and w.attempt == data["attempt"]:
+        w.grant_seq = seq
+
+
+def committed(t: Turn, data: dict[str, Any], seq: int) -> None:
+    """The commit record is durable: the window is COMMITTED, whatever happens from here on."""
+    s = t.state
+    w = s.windows.get(data["window"])
+    if w is None or w.state is not WindowState.STAGED:
+        return
+    w.to(WindowState.COMMITTED)
+    s.counts["committed"] += 1
+    s.committed, s.committed_window = w.snapshot, w.id
+    release_page(t, KERNEL, w.page_slot)
+    del s.windows[w.id]
+    if s.servers["learner"].state == "ready":
+        tell(t, "learner.committed", {"window": w.id})
+    for kind, args in w.directives:
+        if kind == "swap":
+            outbox.record(
+                t,
+                "generation",
+                {"generation": s.cursor.generation, "window": w.id, "reason": f"swap {args['mode']}"},
+                result=w.snapshot,
+            )
+
+
+def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> None:
+    """The window failed: late, silent, not finite, or its base went away. Windows that stand on it fall first."""
+    s = t.state
+    for later in sorted(
+        (x for x in s.windows.values() if x.id > w.id and x.state is not WindowState.MISSED), key=lambda x: -x.id
+    ):
+        miss(t, later, "E1-NO", f"its base, window {w.id}, did not commit", tell_learner=False)
+    w.to(WindowState.MISSED)
+    w.miss_code = code
+    late_ns = t.now_ns - w.deadline_ns
+    outbox.record(
+        t,
+        "window.miss",
+        {
+            "window": w.id,
+            "boot": s.boot_id,
+            "reason": f"{code}: {reason}"[:1000],
+            "late_ns": late_ns if code == "E7-MISSED" else None,
+        },
+        parent=w.base,
+    )
+    s.counts["missed"] += code == "E7-MISSED"
+    s.lost.discard(w.id)
+    if tell_learner and s.servers["learner"].state == "ready":
+        tell(t, "learner.abort", {"window": w.id, "reason": reason})
+        t.timer(limits.ABORT_GRACE_NS, "abort", window=w.id, granted_ns=w.granted_ns)
+
+
+def rolled_back(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
+    """The learner is back at the base of a window and proves it by digest."""
+    s = t.state
+    answer(t, caller, {})
+    w = s.windows.get(args["window"])
+    if w is None or w.state not in (WindowState.RUNNING, WindowState.MISSED, WindowState.STAGED):
+        return
+    if w.state is not WindowState.MISSED:
+        miss(t, w, args["code"], args["reason"], tell_learner=False)
+    _rolled_back(t, w, args["restored"])
+
+
+def _rolled_back(t: Turn, w: Window, restored: str) -> None:
+    s = t.state
+    for later in sorted((x for x in s.windows.values() if x.id > w.id), key=lambda x: -x.id):
+        _final_rollback(t, later, restored, exact=restored == w.base)
+    exact = restored == w.base
+    _final_rollback(t, w, restored, exact=exact)
+    s.cursor, s.next_window, s.base = Cursor(*w.cursor), w.id, w.base
+    for page, _, _ in s.prefetch.values():
+        release_page(t, KERNEL, page)
+    s.prefetch.clear()
+    for window in [k for k in s.awaiting_policy if k >= w.id]:
+        forget_evidence(t, window)
+    s.policies = {k: v for k, v in s.policies.items() if k < w.id + limits.POLICY_LAG_WINDOWS}
+    if not exact:
+        s.learner_ok = False
+        request(t, "restore", "learner.restore", {"snapshot": w.base}, base=w.base)
+    if w.miss_code not in ("E1-NO", "E3-GONE"):
+        s.failures_in_a_row += 1
+        if s.failures_in_a_row >= limits.FAILURES_IN_A_ROW_MAX and s.phase == "running":
+            stop_plan(t, w)
+
+
+def _final_rollback(t: Turn, w: Window, restored: str, *, exact: bool) -> None:
+    s = t.state
+    if w.state is not WindowState.MISSED:
+        miss(t, w, "E1-NO", "its base did not commit", tell_learner=False)
+    w.to(WindowState.ROLLED_BACK)
+    s.counts["rolled_back"] += 1
+    s.directives = w.directives + s.directives
+    release_page(t, KERNEL, w.page_slot)
+    del s.windows[w.id]
+    outbox.record(
+        t,
+        "window.rollback",
+        {"window": w.id, "boot": s.boot_id, "base": w.base or None, "restored": restored or None, "exact": exact},
+        parent=w.base,
+        result=restored,
+    )
+
+
+def stop_plan(t: Turn, w: Window) -> None:
+    """The same window failed again and again: stop with the reason instead of burning the machine."""
+    s = t.state
+    n = s.failures_in_a_row
+    r = s.reservation
+    ms = 1_000_000
+    what = {
+        "E7-MISSED": (
+            f"window {w.id} missed its deadline {n} times in a row: budget {r.budget_ns // ms} ms, deadline {r.deadline_ns // ms} ms,"
+            f" {w.step} of {w.steps} steps done at the last attempt",
+            "give the window more time (recuros sched set, or [window] in the manifest) or fewer steps",
+        ),
+        "E7-LOSS": (
+            f"window {w.id}: the loss was not finite {n} times in a row",
+            "lower the learning rate or temperature, check the data; the last committed state is intact",
+        ),
+        "E9-NOSPACE": (
+            f"window {w.id} could not be stored: no space left in {s.config.run}",
+            "free some space and boot again on the same run directory; it resumes from the last committed window",
+        ),
+    }.get(w.miss_code, (f"window {w.id} failed {n} times in a row", "recuros kfs log --kind window.miss"))
+    code = (
+        w.miss_code
+        if w.miss_code in ("E7-MISSED", "E7-LOSS", "E9-NOSPACE", "E9-INTEGRITY", "E9-POISONED")
+        else "E7-MISSED"
+    )
+    s.error = RecurosError(code, what[0], hint=what[1]).to_wire()
+    s.phase = "done"
+    t.event("stopped", error=s.error)
+    t.emit(Report({"event": "state", "state": "done"}))
+
+
+# --- timers --------------------------------------------------------------------------------------------------------------------
+
+
+def deadline(t: Turn, window: int, granted_ns: int) -> None:
+    """The deadline passed; a window that is still running is missed, whether its learner is slow or hung."""
+    w = t.state.windows.get(window)
+    if w and w.granted_ns == granted_ns and w.state is WindowState.RUNNING:
+        miss(t, w, "E7-MISSED", f"still running at its deadline, {w.step} of {w.steps} steps done", tell_learner=True)
+
+
+def abort_overdue(t: Turn, window: int, granted_ns: int) -> None:
+    """The learner did not prove its rollback in time: it is hung; the supervisor replaces it from the base."""
+    s = t.state
+    w = s.windows.get(window)
+    if w and w.granted_ns == granted_ns and w.state is WindowState.MISSED:
+        learner = s.servers["learner"]
+        learner.fault = [
+            "E7-MISSED",
+            f"window {window}: no rollback {limits.ABORT_GRACE_NS // 10**6} ms after the abort",
+            "",
+            {},
+        ]
+        t.emit(Kill("learner", learner.incarnation, signal.SIGKILL))
+
+
+def abort_running(t: Turn, code: str, reason: str) -> None:
+    """Roll the running window back now."""
+    for w in list(t.state.windows.values()):
+        if w.state is WindowState.RUNNING:
+            miss(t, w, code, reason, tell_learner=True)
+
+
+def policy_timeout(t: Turn, window: int) -> None:
+    """The Observer has not answered: the absence itself is an input of window + 2, and recorded as one."""
+    s = t.state
+    if window in s.awaiting_policy:
+        forget_evidence(t, window)
+        end_job(t, "observer", s.servers["observer"].cpu_ns)
+        outbox.record(
+            t,
+            "policy",
+            {"window": window, "applies_at": window + limits.POLICY_LAG_WINDOWS, "settings": {}, "pack": "timeout"},
+        )
+
+
+def forget_evidence(t: Turn, window: int) -> None:
+    """Nobody waits for a policy on this window any more."""
+    s = t.state
+    s.awaiting_policy.discard(window)
+    release_page(t, KERNEL, s.traces.pop(window, 0))
+
+
+# --- servers lost and found ------------------------------------------------------------------------------------------------------
+
+
+def server_lost(t: Turn, name: str, reason: str) -> None:
+    """A server died while the runtime was up."""
+    s = t.state
+    if name == "learner":
+        s.learner_ok = False
+        for w in sorted(s.windows.values(), key=lambda x: x.id):
+            if w.state is WindowState.RUNNING:
+                miss(t, w, "E3-GONE", f"the learner died: {reason}", tell_learner=False)
+            if w.state is WindowState.MISSED:
+                # The base is what the next incarnation loads; it proves the digest before anything is granted.
+                _rolled_back(t, w, w.base)
+                break
+    elif name == "observer":
+        for window in sorted(s.awaiting_policy):
+            policy_timeout(t, window)
+        s.awaiting_policy.clear()
+    elif name == "dataset":
+        s.filling.clear()
+    elif name == "archivist":
+        s.store_open = False
+        outbox.resend(t)
+
+
+def server_back(t: Turn, name: str) -> None:
+    """A restarted server is ready again; `advance` asks it for what is missing."""
+    t.event("state", state=f"{name} is back")
+
+
+def finish_plan(t: Turn) -> None:
+    """Every window is granted; when all are committed, score the result on the test split and be done."""
+    s = t.state
+    if s.windows or s.awaiting_policy or s.outbox.records or s.in_flight or s.final_asked:
+        return
+    if any(p.kind == "evaluate" for p in s.pending.values()) or not _observer_up(s):
+        return
+    if "test" in s.scores and s.scores["test"].get("snapshot") == s.committed:
+        _done(t)
+        return
+    s.final_asked = True
+    evaluate(t, s.committed or s.base, "test", None)
+
+
+def _done(t: Turn) -> None:
+    s = t.state
+    s.phase = "done"
+    t.event("state", state="done")
+    t.emit(Report({"event": "state", "state": "done"}))
+
+
+# --- steering --------------------------------------------------------------------------------------------------------------------
+
+
+def evaluate(t: Turn, snapshot: str, split: str, caller: Caller | None) -> None:
+    """Score a snapshot in the Observer's process."""
+    request(
+        t,
+        "evaluate",
+        "observer.evaluate",
+        {"snapshot": snapshot, "split": split},
+        caller=caller,
+        snapshot=snapshot,
+        split=split,
+    )
+
+
+def evaluated(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
+    """Scores are a record before they are anything else."""
+    s = t.state
+    caller = data["caller"]
+    if isinstance(values, RecurosError):
+        if caller:
+            answer_error(t, caller, values)
+        if s.final_asked:
+            s.error = values.to_wire()
+            _done(t)
+        return
+    scores = {**values["scores"], "snapshot": data["snapshot"]}
+    s.scores[data["split"]] = scores
+    final = s.final_asked and data["split"] == "test" and caller is None
+    outbox.record(
+        t,
+        "evaluate",
+        {"split": data["split"], "scores": scores},
+        actor="observer",
+        parent=data["snapshot"],
+        then="evaluated",
+        then_data={"caller": caller, "scores": scores, "final": final},
+    )
+
+
+def evaluation_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
+    """The evaluation is durable."""
+    if data["caller"]:
+        answer(t, data["caller"], {"scores": data["scores"], "seq": seq})
+    if data["final"] and t.state.phase == "running":
+        _done(t)
+
+
+def submit_policy(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
+    """The Observer's decision on one window's evidence; bounds are checked here, not there."""
+    s = t.state
+    window = args["window"]
+    end_job(t, "observer", cpu_ns)
+    trace = s.traces.pop(window, 0)
+    release_page(t, KERNEL, trace)
+    if window not in s.awaiting_policy:
+        raise RecurosError(
+            "E2-USAGE", f"no policy is due for window {window}", hint="it timed out, or the window rolled back"
+        )
+    settings = args["settings"]
+    try:
+        check_policy(settings)
+    except RecurosError as error:
+        s.awaiting_policy.discard(window)
+        outbox.record(t, "fault", {"name": "observer", "code": error.code, "message": error.message}, actor="observer")
+        raise
+    if not settings:
+        s.awaiting_policy.discard(window)
+        answer(t, caller, {})
+        return
+    data = {"window": window, "settings": settings, "pack": args["pack"], "caller": caller}
+    if args["blobs"]:
+        page = move_page(t, "observer", args["blobs"], KERNEL).slot
+        request(
+            t,
+            "put",
+            "archivist.put",
+            {"objects": [["policy", "weights"], ["cal", "evidence"]], "page": page},
+            page=page,
+            **data,
+        )
+    else:
+        policy_stored(t, data, {"ids": ["", ""]})
+
+
+def check_policy(settings: dict[str, Any]) -> None:
+    """The typed bounds of a policy; E2-LIMIT names key, value and bound."""
+    bounds = {
+        "temperature": (limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX),
+        "mix": (0.0, 1.0),
+        "alpha": (0.0, limits.ALPHA_MAX),
+        "weights": (0, 1),
+    }
+    for key, value in settings.items():
+        if key == "evidence":
+            if not isinstance(value, dict):
+                raise RecurosError("E2-LIMIT", "policy evidence must be a map of figures")
+            continue
+        if key not in bounds:
+            raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r}", hint=f"it can set: {', '.join(bounds)}")
+        low, high = bounds[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise RecurosError(
+                "E2-LIMIT", f"policy {key} = {value!r} is outside [{low}, {high}]", hint="the policy is refused"
+            )
+
+
+def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
+    """Weights and evidence are durable; now the record."""
+    weights, evidence = values["ids"]
+    if "page" in data:
+        release_page(t, KERNEL, data["page"])
+    settings = {k: v for k, v in data["settings"].items() if k != "evidence"}
+    settings["weights"] = weights
+    recorded = {**settings, "evidence": data["settings"].get("evidence", {})}
+    applies_at = data["window"] + limits.POLICY_LAG_WINDOWS
+    outbox.record(
+        t,
+        "policy",
+        {"window": data["window"], "applies_at": applies_at, "settings": recorded, "pack": data["pack"]},
+        actor="observer",
+        inputs=tuple(x for x in (weights, evidence) if x),
+        then="policy",
+        then_data={
+            "window": data["window"],
+            "applies_at": applies_at,
+            "settings": {**settings, "evidence": evidence},
+            "caller": data["caller"],
+        },
+    )
+
+
+def policy_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
+    """The policy is durable and takes effect at its window."""
+    s = t.state
+    if data["window"] in s.awaiting_policy or data["applies_at"] >= s.next_window:
+        s.policies[data["applies_at"]] = {**data["settings"], "seq": seq}
+        s.policy_count += 1
+    s.awaiting_policy.discard(data["window"])
+    answer(t, data["caller"], {"seq": seq})
+
+
+def attach(t: Turn, hook: str, prog: str, every: int, caller: Caller | None, actor: str, cap: int = -1) -> None:
+    """Check a program against the catalogue and ask the learner to attach it."""
+    s = t.state
+    if len(s.probes) >= limits.PROBES_MAX:
+        raise RecurosError(
+            "E2-LIMIT", f"{len(s.probes)} probes are attached, the limit", hint="recuros probe detach ID"
+        )
+    held = s.self_cap(caller.principal).rights if caller else s.config.servers["observer"].rights  # type: ignore[union-attr]
+    admitted = catalogue.check(hook, f"{prog},every={every}" if every else prog, abi.right_names(held))
+    probe = Probe(s.next_probe, hook, admitted.prog, 0)
+    s.next_probe += 1
+    if not s.learner_ok:
+        raise RecurosError("E75-AGAIN", "the learner is not ready", hint="try again in a moment")
+    send_attach(t, probe, caller, actor=actor, cap=cap, fresh=True)
+
+
+def send_attach(
+    t: Turn, probe: Probe, caller: Caller | None, *, actor: str = "", cap: int = -1, fresh: bool = False
+) -> None:
+    """Attach at the learner; `fresh` probes are recorded, those of a restarted learner are only put back."""
+    request(
+        t,
+        "attach",
+        "learner.attach",
+        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "every": probe.every},
+        probe=probe,
+        caller=caller,
+        actor=actor,
+        cap=cap,
+        fresh=fresh,
+    )
+
+
+def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
+    """The learner attached it, or says why not."""
+    s = t.state
+    probe: Probe = data["probe"]
+    if isinstance(values, RecurosError):
+        s.probes.pop(probe.id, None)
+        if data["caller"]:
+            answer_error(t, data["caller"], values)
+        else:
+            outbox.record(
+                t,
+                "fault",
+                {"name": f"probe {probe.prog} at {probe.hook}", "code": values.code, "message": values.message},
+            )
+        return
+    probe.sites = values["sites"]
+    s.probes[probe.id] = probe
+    if not data["fresh"]:
+        return
+    outbox.record(
+        t,
+        "probe.attach",
+        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "sites": probe.sites, "step": values["step"]},
+        actor=data["actor"],
+        cap=data["cap"],
+        then="reply",
+        then_data={"caller": data["caller"], "values": {"id": probe.id, "sites": probe.sites, "step": values["step"]}},
+    )
+
+
+def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
+    """Syscall rl_schedule: admission decides, and the answer is recorded either way."""
+    s = t.state
+    ms = 1_000_000
+    r = s.reservation
+    known = {"budget_ms", "period_ms"}
+    if set(args["window"]) - known:
+        raise RecurosError(
+            "E2-USAGE",
+            f"window takes {sorted(known)}, got {sorted(args['window'])}",
+            hint="rl_schedule window={...} deadline=MS",
+        )
+    new = Reservation(
+        r.name,
+        int(args["window"].get("budget_ms", r.budget_ns // ms)) * ms,
+        int(args["deadline"]) * ms,
+        int(args["window"].get("period_ms", r.period_ns // ms)) * ms,
+    )
+    ok, witness = admit([new])
+    body = {
+        "name": new.name,
+        "budget_ns": new.budget_ns,
+        "period_ns": new.period_ns,
+        "deadline_ns": new.deadline_ns,
+        "witness": witness,
+    }
+    if not ok:
+        outbox.record(t, "sched.refuse", body, actor=caller.principal)
+        raise RecurosError(
+            "E6-ADMIT",
+            f"window {new.budget_ns // ms}ms/{new.period_ns // ms}ms refused: {witness['reason']}",
+            hint="recuros sched admit NAME --budget-ms ... shows what fits",
+            details=witness,
+        )
+    s.reservation = new
+    if s.phase == "done" and s.error and s.error[0] == "E7-MISSED":
+        s.error, s.failures_in_a_row, s.phase = None, 0, "running"  # the operator gave the plan the time it lacked
+    outbox.record(
+        t,
+        "sched.set",
+        body,
+        actor=caller.principal,
+        then="reply",
+        then_data={"caller": caller, "values": {"admitted": True, "witness": witness, "step": next_step(s)}},
+    )
+
+
+def next_step(s: State) -> int:
+    """The stream position at which a change asked for now takes effect: the next window that is not granted yet."""
+    return -1 if plan_complete(s) else stream_step(s, s.cursor)

@@ -1,0 +1,417 @@
+"""One function a syscall.
+
+Responsible for: the kernel's side of each row of the table. A handler answers at once, or leaves its `Caller` with a continuation that answers when the
+record is durable. Refuses: by raising RecurosError; `core` turns it into the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kernel import flow, lifecycle, outbox
+from kernel.broker import answer, end_job, relay, release_page, request
+from kernel.events import Report
+from kernel.sched import Reservation, admit
+from kernel.state import Caller, Turn
+from kernel.status import status
+from syscalls import abi, limits
+from syscalls.errors import RecurosError
+
+MS = 1_000_000
+
+
+def _hello(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    lifecycle.hello(t, c, a)
+
+
+def _ready(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    _server_only(t, c)
+    answer(t, c, {})
+    lifecycle.ready(t, c.principal, a["info"])
+
+
+def _fault(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    _server_only(t, c)
+    error = RecurosError.from_wire([a["code"], a["message"], a["hint"], {}])
+    t.state.servers[c.principal].fault = error.to_wire()
+    outbox.record(
+        t, "fault", {"name": c.principal, "code": error.code, "message": error.message[:2000]}, actor=c.principal
+    )
+
+
+def _status(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    answer(t, c, {"status": status(t)})
+
+
+def _events(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    first = s.events[0]["n"] if s.events else s.event_count + 1
+    fresh = [e for e in s.events if e["n"] > a["after"]][: max(1, min(a["limit"], limits.EVENTS_KEPT))]
+    last = fresh[-1]["n"] if fresh else a["after"]
+    answer(t, c, {"events": fresh, "last": last, "dropped": max(0, first - 1 - a["after"])})
+
+
+def _shutdown(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    if a["mode"] not in ("drain", "now"):
+        raise RecurosError("E2-USAGE", f"shutdown mode {a['mode']!r}", hint="mode=drain or mode=now")
+    answer(t, c, {})
+    lifecycle.drain(t, a["mode"], a["reason"] or f"asked by {c.principal}")
+
+
+def _cap_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    who = a["principal"] or c.principal
+    if who not in s.servers and who not in s.operators:
+        raise RecurosError("E4-NOENT", f"no principal is called {who!r}", hint="recuros ps")
+    answer(t, c, {"caps": s.caps.to_list(who)})
+
+
+def _cap_derive(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    lifecycle.grant_caps(t, c, a)
+
+
+def _cap_revoke(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    cap = t.state.caps.get(c.principal, a["cap"])
+    gone = t.state.caps.revoke(cap)
+    outbox.record(
+        t,
+        "cap.revoke",
+        {"slot": cap.slot, "holder": c.principal, "removed": len(gone)},
+        actor=c.principal,
+        cap=cap.slot,
+        then="reply",
+        then_data={"caller": c, "values": {"removed": len(gone)}},
+    )
+
+
+def _page_release(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    release_page(t, c.principal, a["page"])
+
+
+def _page_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    rows = [
+        {"handle": cap.slot, "bytes": s.pages[cap.obj][0], "writer": s.pages[cap.obj][1]}
+        for cap in s.caps.held(c.principal)
+        if cap.kind == "page" and isinstance(cap.obj, int)
+    ]
+    answer(t, c, {"pages": rows})
+
+
+def _call(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    endpoint = t.state.caps.get(c.principal, a["endpoint"])
+    if endpoint.kind != "endpoint":
+        raise RecurosError(
+            "E5-DENIED", f"slot {a['endpoint']} of {c.principal} is not an endpoint", hint="recuros cap ls"
+        )
+    relay(t, c, endpoint, a["method"], a["args"], 64)
+
+
+def _channel_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    rows = [
+        {
+            "server": x.name,
+            "messages": len(x.queue),
+            "bytes": x.queued_bytes,
+            "in_flight": x.in_flight,
+            "messages_max": s.config.servers[x.name].mailbox_messages,
+            "bytes_max": s.config.servers[x.name].mailbox_bytes,
+            "refused": x.refused,
+            "callers": [y.name for y in s.config.servers.values() if x.name in y.calls],
+        }
+        for x in s.servers.values()
+    ]
+    answer(t, c, {"channels": rows})
+
+
+def _rl_schedule(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    flow.schedule(t, c, a)
+
+
+def _sched_show(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    r = s.reservation
+    sched = {
+        "reservations": [
+            {
+                "name": r.name,
+                "server": "learner",
+                "budget_ms": r.budget_ns / MS,
+                "deadline_ms": r.deadline_ns / MS,
+                "period_ms": r.period_ns / MS,
+                "utilisation": r.utilisation,
+            }
+        ],
+        "fair": s.fair.to_list(),
+        "slots": s.config.background_slots,
+        "counts": s.counts,
+        "witness": admit([r])[1],
+    }
+    answer(t, c, {"sched": sched})
+
+
+def _sched_admit(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    new = Reservation(a["name"], a["budget_ms"] * MS, a["deadline_ms"] * MS, a["period_ms"] * MS)
+    others = [] if a["name"] == t.state.reservation.name else [t.state.reservation]
+    ok, witness = admit([*others, new])
+    answer(t, c, {"admitted": ok, "witness": witness})
+
+
+def _sched_yield(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    _server_only(t, c)
+    if c.principal not in s.fair or s.fair.running(c.principal) is None:
+        answer(t, c, {})
+        return
+    end_job(t, c.principal, cpu_ns)
+    s.fair.enqueue(c.principal, ("resume", c), front=True)
+
+
+def _progress(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    flow.progress(t, a)
+
+
+def _window_staged(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    flow.staged(t, c, a, cpu_ns)
+
+
+def _window_rolled_back(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    flow.rolled_back(t, c, a)
+
+
+def _rl_snapshot(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    if not s.committed:
+        raise RecurosError(
+            "E4-NOENT",
+            "no window is committed yet, so there is no state to name",
+            hint="recuros wait windows --for committed>=1",
+        )
+    if len(a["name"]) > 100:
+        raise RecurosError("E2-LIMIT", f"snapshot name of {len(a['name'])} characters; the limit is 100")
+    outbox.record(
+        t,
+        "snapshot",
+        {"name": a["name"], "window": s.committed_window},
+        actor=c.principal,
+        cap=1,
+        result=s.committed,
+        then="reply",
+        then_data={"caller": c, "values": {"snapshot": s.committed, "step": flow.next_step(s)}},
+    )
+
+
+def _rl_swap_roles(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    if a["mode"] not in ("ema", "checkpoint"):
+        raise RecurosError("E2-USAGE", f"swap mode {a['mode']!r}", hint="mode=ema or mode=checkpoint")
+    _directive(
+        t, c, ["swap", {"mode": a["mode"]}], "swap", {"mode": a["mode"], "window": s.next_window}, dry_run=a["dry_run"]
+    )
+
+
+def _rl_set_kd(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    kd = {"temperature": -1.0, "alpha": -1.0, "proj": "", "mix": -1.0, **s.kd}
+    bounds = {
+        "temperature": (limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX),
+        "alpha": (0.0, limits.ALPHA_MAX),
+        "mix": (0.0, 1.0),
+    }
+    for key, (low, high) in bounds.items():
+        if a[key] != -1.0:
+            if not low <= a[key] <= high:
+                raise RecurosError(
+                    "E2-LIMIT", f"rl_set_kd {key}={a[key]:g} is outside [{low:g}, {high:g}]", hint="nothing was changed"
+                )
+            kd[key] = a[key]
+    if a["proj"]:
+        if a["proj"] not in ("linear", "none"):
+            raise RecurosError("E2-USAGE", f"rl_set_kd proj={a['proj']!r}", hint="proj=linear or proj=none")
+        kd["proj"] = a["proj"]
+    s.kd = kd
+    _directive(t, c, ["kd", kd], "kd.set", {**kd, "window": s.next_window})
+
+
+def _directive(
+    t: Turn, c: Caller, directive: list[Any], kind: str, args: dict[str, Any], *, dry_run: bool = False
+) -> None:
+    """A change of the learner's state goes into the next window that is granted, and rolls back with it."""
+    s = t.state
+    if flow.plan_complete(s):
+        raise RecurosError(
+            "E4-NOENT", "the plan is complete, no window will run", hint="boot an app with a repeating phase, --detach"
+        )
+    if dry_run:
+        answer(t, c, {"seq": -1, "step": flow.next_step(s)})
+        return
+    s.directives.append(directive)
+    outbox.record(
+        t,
+        kind,
+        args,
+        actor=c.principal,
+        cap=1,
+        then="reply",
+        then_data={"caller": c, "values": {"step": flow.next_step(s)}},
+    )
+
+
+def _rl_attach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    flow.attach(t, a["hook"], a["prog"], a["every"], c, c.principal, 1)
+
+
+def _rl_detach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    if a["id"] not in s.probes:
+        raise RecurosError("E4-NOENT", f"no probe has id {a['id']}", hint="recuros probe ls")
+    request(t, "detach", "learner.detach", {"id": a["id"]}, caller=c, id=a["id"])
+
+
+def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    gate = a["criteria"]
+    if set(gate) - {"mask"}:
+        raise RecurosError(
+            "E2-USAGE",
+            f"gate takes mask=OBJECT-ID (one byte a training sample) or nothing, got {sorted(gate)}",
+            hint="criteria={} opens it",
+        )
+    s.gate = gate
+    outbox.record(
+        t,
+        "gate.set",
+        {"criteria": gate, "window": s.next_window},
+        actor=c.principal,
+        cap=1,
+        then="reply",
+        then_data={"caller": c, "values": {"step": flow.next_step(s)}},
+    )
+
+
+def _rl_prune(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    spec = a["mask_spec"]
+    sparsity = spec.get("sparsity")
+    if set(spec) != {"sparsity"} or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
+        raise RecurosError(
+            "E2-USAGE", f"prune takes sparsity in [0, 1), got {spec}", hint='mask_spec={"sparsity": 0.5}'
+        )
+    window = t.state.next_window
+    _directive(t, c, ["prune", spec], "prune", {"mask_spec": spec, "window": window, "report": {}})
+
+
+def _rl_calibrate(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    if not s.committed:
+        raise RecurosError(
+            "E4-NOENT",
+            "no window is committed yet, so there is nothing to calibrate",
+            hint="recuros wait windows --for committed>=1",
+        )
+    request(
+        t,
+        "calibrate",
+        "observer.calibrate",
+        {"snapshot": s.committed, "mode": a["mode"]},
+        caller=c,
+        mode=a["mode"],
+        snapshot=s.committed,
+    )
+
+
+def _probe_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    request(t, "probes", "learner.probes", {"id": 0}, caller=c, columns=("probes", "sites"))
+
+
+def _probe_read(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    if a["id"] not in t.state.probes:
+        raise RecurosError("E4-NOENT", f"no probe has id {a['id']}", hint="recuros probe ls")
+    request(t, "probes", "learner.probes", {"id": a["id"]}, caller=c, columns=("maps",))
+
+
+def _policy_submit(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    flow.submit_policy(t, c, a, cpu_ns)
+
+
+def _evaluate(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    snapshot = a["snapshot"] or t.state.committed
+    if not snapshot:
+        raise RecurosError(
+            "E4-NOENT",
+            "no window is committed yet, so there is nothing to score",
+            hint="recuros wait windows --for committed>=1",
+        )
+    flow.evaluate(t, snapshot, a["split"], c)
+
+
+def _interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    s = t.state
+    kind = a["kind"]
+    if kind not in ("pause", "resume", "stop"):
+        raise RecurosError("E2-USAGE", f"interrupt kind {kind!r}", hint="kind=pause, resume or stop")
+    running = [w for w in s.windows.values() if w.step < w.steps]
+    outbox.record(
+        t,
+        "interrupt",
+        {
+            "kind": kind,
+            "window": running[0].id if running else s.committed_window,
+            "step": running[0].step if running else 0,
+            "reason": a["reason"],
+        },
+        actor=c.principal,
+        cap=1,
+        then="reply",
+        then_data={"caller": c, "values": {"step": flow.next_step(s)}},
+    )
+    s.paused = kind == "pause"
+    if kind == "resume" and s.phase == "done" and s.error:
+        s.error, s.failures_in_a_row, s.phase = None, 0, "running"
+        t.emit(Report({"event": "state", "state": "running"}))
+    if kind == "stop":
+        lifecycle.drain(t, "drain", a["reason"] or f"stopped by {c.principal}")
+
+
+def _server_only(t: Turn, c: Caller) -> None:
+    if c.principal not in t.state.servers:
+        raise RecurosError("E5-DENIED", f"{c.principal} is not a server", hint="this call is for servers")
+
+
+HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
+    "hello": _hello,
+    "ready": _ready,
+    "fault": _fault,
+    "status": _status,
+    "events": _events,
+    "shutdown": _shutdown,
+    "cap_list": _cap_list,
+    "cap_derive": _cap_derive,
+    "cap_revoke": _cap_revoke,
+    "page_release": _page_release,
+    "page_list": _page_list,
+    "call": _call,
+    "channel_list": _channel_list,
+    "rl_schedule": _rl_schedule,
+    "sched_show": _sched_show,
+    "sched_admit": _sched_admit,
+    "sched_yield": _sched_yield,
+    "progress": _progress,
+    "window_staged": _window_staged,
+    "window_rolled_back": _window_rolled_back,
+    "rl_snapshot": _rl_snapshot,
+    "rl_swap_roles": _rl_swap_roles,
+    "rl_set_kd": _rl_set_kd,
+    "rl_attach_probe": _rl_attach_probe,
+    "rl_detach_probe": _rl_detach_probe,
+    "rl_gate_samples": _rl_gate_samples,
+    "rl_prune": _rl_prune,
+    "rl_calibrate": _rl_calibrate,
+    "probe_list": _probe_list,
+    "probe_read": _probe_read,
+    "policy_submit": _policy_submit,
+    "evaluate": _evaluate,
+    "interrupt": _interrupt,
+}
+assert HANDLERS.keys() == abi.SYSCALL_BY_NAME.keys(), "a syscall has no handler, or a handler no syscall"

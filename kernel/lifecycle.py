@@ -1,0 +1,457 @@
+"""Servers come up, die and come back; the runtime boots fail-closed, drains and stops.
+
+Responsible for: the order of boot (the archivist first, since the ledger says where to resume), hello and ready, heartbeats, restart policies with
+an intensity limit, and a shutdown that leaves a halt record behind. Refuses: to run with a server missing; a failure that no policy
+handles stops the runtime with its reason.
+"""
+
+from __future__ import annotations
+
+import signal
+from typing import Any
+
+from kernel import flow, outbox
+from kernel.broker import answer, request, server_died, tell
+from kernel.caps import Cap
+from kernel.events import Boot, Exit, Exited, Kill, Report, Spawn, Spawned
+from kernel.sched import FairClass, Reservation, admit
+from kernel.state import Caller, Cursor, Probe, Server, State, Turn
+from kfs import records
+from kfs.records import Record, RecordKind
+from syscalls import abi, limits
+from syscalls.abi import Right
+from syscalls.errors import RecurosError
+
+FIRST = "archivist"
+
+
+def boot(event: Boot, now_ns: int) -> tuple[State, Turn]:
+    """The first step of a history."""
+    config = event.config
+    s = State(config, event.boot_id, event.pid, event.environment, booted_ns=now_ns)
+    s.servers = {name: Server(name) for name in config.servers}
+    s.fair = FairClass(
+        {c.name: c.weight for c in config.servers.values() if not c.edf},
+        config.background_slots,
+        limits.SLICE_NS_DEFAULT,
+    )
+    s.reservation = Reservation("replay", config.budget_ns, config.deadline_ns, config.period_ns)
+    t = Turn(s, now_ns)
+    ok, witness = admit([s.reservation])
+    if not ok:
+        fail(
+            t,
+            RecurosError(
+                "E6-ADMIT",
+                f"window reservation refused: {witness['reason']}",
+                hint="lower budget-ms or raise period-ms",
+            ),
+        )
+        return s, t
+    spawn(t, FIRST)
+    t.timer(limits.HEARTBEAT_PERIOD_NS, "heartbeat")
+    return s, t
+
+
+def spawn(t: Turn, name: str) -> None:
+    """Start the next incarnation of a server."""
+    server = t.state.servers[name]
+    server.incarnation += 1
+    server.state, server.pid, server.route, server.fault = "spawned", 0, b"", None
+    server.cpu_ns = server.job_cpu_ns = 0
+    t.emit(Spawn(name, server.incarnation))
+    t.timer(limits.HELLO_TIMEOUT_NS, "hello", name=name, incarnation=server.incarnation)
+
+
+def spawned(t: Turn, event: Spawned) -> None:
+    """The supervisor says that a server's process exists."""
+    server = t.state.servers[event.name]
+    if server.incarnation == event.incarnation:
+        server.pid = event.pid
+        server.last_heard_ns = t.now_ns
+        outbox.record(t, "spawn", {"name": event.name, "pid": event.pid, "incarnation": event.incarnation})
+
+
+def hello(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
+    """A peer opens its session: version check, capabilities, configuration."""
+    s = t.state
+    if args["major"] != abi.ABI_MAJOR:
+        raise RecurosError(
+            "E9-VERSION", f"the peer speaks ABI {args['major']}.{args['minor']}, this kernel {abi.ABI_MAJOR}.{abi.ABI_MINOR}",
+            hint="use the client that was installed with the runtime",
+        )  # fmt: skip
+    if caller.principal in s.servers:
+        _hello_server(t, caller)
+    else:
+        _hello_operator(t, caller)
+
+
+def _hello_server(t: Turn, caller: Caller) -> None:
+    s = t.state
+    server = s.servers[caller.principal]
+    if server.state not in ("spawned", "connected"):
+        raise RecurosError("E2-WIRE", f"{caller.principal} said hello twice")
+    server.state, server.route = "connected", caller.route
+    config = s.config.servers[caller.principal]
+    s.caps.drop_holder(server.name)
+    s.caps.mint(server.name, "self", server.name, config.rights)
+    slots: dict[str, int] = {"self": 1}
+    for callee in config.calls:
+        slots[callee] = s.caps.mint(server.name, "endpoint", callee, config.rights).slot
+    answer(t, caller, {"principal": server.name, "boot": s.boot_id, "caps": slots, "config": config.config})
+
+
+def _hello_operator(t: Turn, caller: Caller) -> None:
+    s = t.state
+    if caller.principal not in s.operators:
+        while len(s.operators) >= limits.OPERATORS_MAX:
+            oldest = next(iter(s.operators))
+            del s.operators[oldest]
+            s.caps.drop_holder(oldest)
+        s.caps.mint(caller.principal, "self", caller.principal, s.config.operator_rights)
+    s.operators[caller.principal] = caller.route
+    answer(
+        t,
+        caller,
+        {"principal": caller.principal, "boot": s.boot_id, "caps": {"self": 1}, "config": {"app": s.config.app}},
+    )
+
+
+def ready(t: Turn, name: str, info: dict[str, Any]) -> None:
+    """A server takes work."""
+    s = t.state
+    server = s.servers[name]
+    server.state, server.info = "ready", info
+    if name == FIRST:
+        request(t, "open", "archivist.open", {"boot": s.boot_id})
+        return
+    if name == "gpu":
+        request(t, "inventory", "gpu.inventory", {})
+    if name == "learner":
+        _learner_ready(t, info)
+    if s.phase == "starting" and all(x.state == "ready" for x in s.servers.values()):
+        _all_ready(t)
+    elif s.phase in ("running", "done", "draining"):
+        flow.server_back(t, name)
+
+
+def _learner_ready(t: Turn, info: dict[str, Any]) -> None:
+    s = t.state
+    s.learner_ok = False
+    if not s.base and not s.committed:
+        s.base = info["base"]
+    if s.base != info["base"]:
+        request(t, "restore", "learner.restore", {"snapshot": s.base}, base=s.base)
+    else:
+        learner_restored(t, s.base, {"restored": info["base"]})
+
+
+def learner_restored(t: Turn, base: str, values: dict[str, Any]) -> None:
+    """The learner proved by digest which state it is in."""
+    s = t.state
+    if values["restored"] != base:
+        raise RecurosError(
+            "E9-INTEGRITY",
+            f"the learner restored {values['restored']} where {base} was asked for",
+            hint="recuros kfs verify",
+        )
+    s.learner_ok = True
+    for probe in s.probes.values():
+        flow.send_attach(t, probe, None)
+
+
+def opened(t: Turn, values: dict[str, Any]) -> None:
+    """The store is open: fold the ledger's tail into the state, then start everybody else."""
+    s = t.state
+    s.ledger_size, s.ledger_root = values["size"], values["root"]
+    s.store_open = True
+    if s.phase != "booting":
+        return  # the archivist was restarted in mid-run
+    if values["commit"]:
+        resume(s, records.decode(values["commit"]), [records.decode(r) for r in values["tail"]])
+    outbox.record(
+        t,
+        "boot",
+        {
+            "boot": s.boot_id,
+            "app": s.config.app,
+            "abi": f"{abi.ABI_MAJOR}.{abi.ABI_MINOR}",
+            "resumed_from": s.resumed_from,
+            "env": {**s.environment, "recovery": list(values["notes"])},
+        },
+    )
+    r = s.reservation
+    outbox.record(
+        t,
+        "sched.admit",
+        {
+            "name": r.name,
+            "budget_ns": r.budget_ns,
+            "period_ns": r.period_ns,
+            "deadline_ns": r.deadline_ns,
+            "witness": admit([r])[1],
+        },
+    )
+    s.phase = "starting"
+    t.emit(Report({"event": "state", "state": "starting"}))
+    for name in s.servers:
+        if name != FIRST:
+            spawn(t, name)
+
+
+def resume(s: State, commit: Record, tail: list[Record]) -> None:
+    """Where the last boot stopped: its last commit says nearly all; later records add what was asked for since."""
+    state = commit.args["resume"]
+    s.resumed_from = commit.seq
+    s.cursor = Cursor(*state["cursor"])
+    s.next_window = commit.args["window"] + 1
+    s.base = s.committed = commit.result_snap or ""
+    s.committed_window = commit.args["window"]
+    s.kd, s.gate = state["kd"], state["gate"]
+    s.policies = {int(k): v for k, v in state["policies"].items()}
+    s.policy, s.policy_seq, s.policy_count = state["policy"], state["policy_seq"], state["policy_count"]
+    s.directives = [list(d) for d in state["directives"]]
+    s.probes = {p["id"]: Probe(p["id"], p["hook"], p["prog"], p["every"]) for p in state["probes"]}
+    s.next_probe = state["next_probe"]
+    s.scores = state["scores"]
+    s.metrics = commit.args["metrics"]
+    for r in tail:
+        _fold(s, r)
+
+
+def _fold(s: State, r: Record) -> None:
+    a = r.args
+    if r.kind is RecordKind.KD_SET:
+        s.kd = {k: a[k] for k in ("temperature", "alpha", "proj", "mix")}
+        s.directives.append(["kd", s.kd])
+    elif r.kind is RecordKind.SWAP and r.actor != "kernel:plan":
+        s.directives.append(["swap", {"mode": a["mode"]}])
+    elif r.kind is RecordKind.PRUNE:
+        s.directives.append(["prune", a["mask_spec"]])
+    elif r.kind is RecordKind.GATE_SET:
+        s.gate = a["criteria"]
+    elif r.kind is RecordKind.POLICY and a["settings"]:
+        s.policies[max(a["applies_at"], s.next_window)] = {**a["settings"], "seq": r.seq}
+    elif r.kind is RecordKind.PROBE_ATTACH:
+        s.probes[a["id"]] = Probe(a["id"], a["hook"], a["prog"], 0)
+        s.next_probe = max(s.next_probe, a["id"] + 1)
+    elif r.kind is RecordKind.PROBE_DETACH:
+        s.probes.pop(a["id"], None)
+    elif r.kind is RecordKind.EVALUATE:
+        s.scores[a["split"]] = a["scores"]
+
+
+def _all_ready(t: Turn) -> None:
+    s = t.state
+    s.phase = "running"
+    if not s.probes and s.resumed_from < 0:
+        for p in s.config.probes:
+            flow.attach(t, p["hook"], p["prog"], int(p.get("every", 0)), None, "kernel:manifest")
+    t.emit(Report({"event": "state", "state": "running"}))
+    t.event("state", state="running")
+    if s.drain_mode:
+        drain(t)
+
+
+def exited(t: Turn, event: Exited) -> None:
+    """A server's process ended."""
+    s = t.state
+    server = s.servers[event.name]
+    if server.incarnation != event.incarnation:
+        return
+    was, server.state = server.state, "dead"
+    outbox.record(t, "exit", {"name": event.name, "pid": event.pid, "status": event.status})
+    server_died(t, event.name)
+    if s.phase == "failed" or s.halting:
+        halting_exited(t)
+        return
+    if was in ("spawned", "connected") or s.phase in ("booting", "starting"):
+        fault = server.fault or [
+            "E3-BOOT",
+            f"{event.name} exited with status {event.status} while starting",
+            f"recuros logs {event.name}",
+            {},
+        ]
+        fail(t, RecurosError.from_wire(fault))
+        return
+    reason = server.fault[1] if server.fault else f"exited with status {event.status}"
+    flow.server_lost(t, event.name, reason)
+    policy = s.config.servers[event.name].restart
+    while server.restarts and server.restarts[0] < t.now_ns - limits.RESTART_WINDOW_NS:
+        server.restarts.popleft()
+    if policy == "never" or len(server.restarts) >= limits.RESTARTS_MAX:
+        fault = server.fault or [
+            "E3-GONE",
+            f"{event.name} died {len(server.restarts) + 1} times in a minute: {reason}",
+            f"recuros logs {event.name}",
+            {},
+        ]
+        fail(t, RecurosError.from_wire(fault))
+        return
+    server.restarts.append(t.now_ns)
+    # The first restart is immediate, later ones back off: 0, 0.5, 1, 2, 4 s.
+    backoff_ns = 0 if len(server.restarts) == 1 else 250_000_000 << (len(server.restarts) - 1)
+    t.timer(backoff_ns, "restart", name=event.name, incarnation=event.incarnation, reason=reason)
+
+
+def restart(t: Turn, name: str, incarnation: int, reason: str) -> None:
+    """The backoff is over."""
+    s = t.state
+    server = s.servers[name]
+    if server.incarnation == incarnation and server.state == "dead" and not s.halting:
+        spawn(t, name)
+        outbox.record(t, "restart", {"name": name, "incarnation": server.incarnation, "reason": reason[:500]})
+
+
+def hello_timeout(t: Turn, name: str, incarnation: int) -> None:
+    """A server that did not become ready in time is killed; `exited` does the rest."""
+    server = t.state.servers[name]
+    if server.incarnation == incarnation and server.state in ("spawned", "connected"):
+        server.fault = [
+            "E3-BOOT",
+            f"{name} was not ready after {limits.HELLO_TIMEOUT_NS // 10**9} s",
+            f"recuros logs {name}",
+            {},
+        ]
+        t.emit(Kill(name, incarnation, signal.SIGKILL))
+
+
+def heartbeat(t: Turn) -> None:
+    """Ping the silent, kill the ones who stay silent."""
+    s = t.state
+    t.timer(limits.HEARTBEAT_PERIOD_NS, "heartbeat")
+    for server in s.servers.values():
+        if server.state != "ready":
+            continue
+        silent_ns = t.now_ns - server.last_heard_ns
+        if silent_ns > limits.HEARTBEAT_TIMEOUT_NS and server.pinged:
+            server.fault = [
+                "E3-GONE",
+                f"{server.name} was silent for {silent_ns // 10**9} s",
+                f"recuros logs {server.name}",
+                {},
+            ]
+            t.emit(Kill(server.name, server.incarnation, signal.SIGKILL))
+        elif silent_ns > limits.HEARTBEAT_PERIOD_NS and not server.pinged:
+            server.pinged = True
+            request(t, "ping", f"{server.name}.ping", {})
+    if s.phase in ("running", "done") and s.servers.get("gpu") and s.servers["gpu"].state == "ready":
+        waiting = any(p.kind == "telemetry" for p in s.pending.values())
+        if not waiting:
+            request(t, "telemetry", "gpu.telemetry", {})
+
+
+# --- the end ------------------------------------------------------------------------------------------------------------------
+
+
+def fail(t: Turn, error: RecurosError) -> None:
+    """No policy handles this: take everything down and say why."""
+    s = t.state
+    if s.phase == "failed":
+        return
+    s.phase, s.error, s.halting = "failed", error.to_wire(), "servers"
+    t.event("failed", error=s.error)
+    for server in s.servers.values():
+        if server.state not in ("down", "dead"):
+            t.emit(Kill(server.name, server.incarnation, signal.SIGKILL if server.name != FIRST else signal.SIGTERM))
+    halting_exited(t)
+
+
+def drain(t: Turn, mode: str = "drain", reason: str = "") -> None:
+    """Stop granting; when the last window is final, halt."""
+    s = t.state
+    if not s.drain_mode:
+        s.drain_mode, s.drain_reason = mode, reason
+        t.timer(limits.DRAIN_TIMEOUT_NS, "drain")
+    elif mode == "now":
+        s.drain_mode = "now"
+    if s.phase in ("booting", "starting"):
+        fail(t, RecurosError("E1-NO", "stopped before the runtime was up", hint="recuros boot"))
+        return
+    if s.phase != "failed":
+        s.phase = "draining"
+    if s.drain_mode == "now":
+        flow.abort_running(t, "E1-NO", "the operator stopped the runtime")
+
+
+def drain_step(t: Turn) -> None:
+    """Called at the end of every step while draining: write the halt record once nothing is under way any more."""
+    s = t.state
+    if s.phase != "draining" or s.halting or s.windows or s.outbox.records or s.in_flight:
+        return
+    if any(p.kind in ("put", "evaluate", "calibrate") for p in s.pending.values()) and s.drain_mode != "now":
+        return
+    s.halting = "record"
+    outbox.record(t, "halt", {"boot": s.boot_id, "mode": s.drain_mode, "reason": s.drain_reason}, then="halted")
+
+
+def halted(t: Turn) -> None:
+    """The halt record is durable: let the servers go, the archivist last."""
+    s = t.state
+    s.halting = "servers"
+    for server in s.servers.values():
+        if server.name != FIRST and server.state in ("connected", "ready"):
+            server.state = "draining"
+            tell(t, f"{server.name}.drain", {})
+        elif server.name != FIRST and server.state == "spawned":
+            t.emit(Kill(server.name, server.incarnation, signal.SIGKILL))
+    halting_exited(t)
+
+
+def halting_exited(t: Turn) -> None:
+    """Whoever is left decides what comes next."""
+    s = t.state
+    left = [x for x in s.servers.values() if x.state not in ("down", "dead")]
+    if s.halting == "servers" and s.phase != "failed" and all(x.name == FIRST for x in left):
+        s.halting = "archivist"
+        if left and left[0].state == "ready":
+            left[0].state = "draining"
+            tell(t, "archivist.drain", {})
+        elif left:
+            t.emit(Kill(FIRST, left[0].incarnation, signal.SIGKILL))
+    if not left:
+        from kernel.status import status
+
+        if s.phase == "failed":
+            t.emit(Report({"event": "failed", "error": s.error, "status": status(t)}))
+            t.emit(Exit(1))
+        else:
+            t.emit(Report({"event": "halted", "status": status(t)}))
+            t.emit(Exit(0))
+
+
+def drain_timeout(t: Turn) -> None:
+    """Somebody does not finish: kill what is left. The ledger holds every commit that was acknowledged."""
+    s = t.state
+    if s.phase == "draining" or s.halting:
+        s.halting = s.halting or "servers"
+        for server in s.servers.values():
+            if server.state not in ("down", "dead"):
+                t.emit(Kill(server.name, server.incarnation, signal.SIGKILL))
+
+
+def grant_caps(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
+    """Syscall cap_derive."""
+    s = t.state
+    parent: Cap = s.caps.get(caller.principal, args["cap"])
+    to = args["to"] or caller.principal
+    if to not in s.servers and to not in s.operators:
+        raise RecurosError("E4-NOENT", f"no principal is called {to!r}", hint="recuros ps")
+    rights = abi.parse_rights(args["rights"]) if args["rights"] else Right(0)
+    child = s.caps.derive(parent, to, rights, badge=args["badge"])
+    outbox.record(
+        t,
+        "cap.derive",
+        {
+            "slot": child.slot,
+            "parent": parent.slot,
+            "holder": to,
+            "object": str(child.obj),
+            "rights": abi.right_names(child.rights),
+            "badge": child.badge,
+        },
+        actor=caller.principal,
+        cap=parent.slot,
+        then="reply",
+        then_data={"caller": caller, "values": {"slot": child.slot}},
+    )

@@ -1,0 +1,391 @@
+"""The kernel's one IO loop: the only file of the kernel with sockets and a clock.
+
+Responsible for: turning what arrives into events with an attested sender, and effects into what is sent. Identity comes from libzmq's ZAP handshake
+(SO_PEERCRED of the connecting process) and is checked on every message by its User-Id; routing ids are addresses, never identity. Refuses: peers that
+the supervisor did not spawn on the servers' socket; other users, and servers' children, on the operators' socket.
+"""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import socket
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import zmq
+
+from kernel import config, core
+from kernel.events import (
+    Boot,
+    ClosePage,
+    DrainWanted,
+    Effect,
+    Event,
+    Exit,
+    Exited,
+    Kill,
+    PageAnswer,
+    PageOffered,
+    PageWanted,
+    Received,
+    Refused,
+    Report,
+    Sampled,
+    Send,
+    Spawn,
+    Spawned,
+    Tick,
+)
+from kernel.state import State
+from syscalls import limits, pages, wire
+from syscalls.errors import RecurosError
+
+SAMPLE_NS = 1_000_000_000
+PER_TURN_MAX = 64
+
+
+def cpu_ns(pid: int) -> int:
+    """CPU time of a process, all threads, from its POSIX CPU clock; 0 when it has gone."""
+    try:
+        return time.clock_gettime_ns((~pid << 3) | 2)
+    except OSError:
+        return 0
+
+
+def rss_bytes(pid: int) -> int:
+    """Resident bytes of a process, 0 when it has gone."""
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def parent_pid(pid: int) -> int:
+    """The parent's pid from /proc, 0 when unknown."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rsplit(")", 1)[1].split()[1])
+
+
+class Loop:
+    """Sockets, descriptors and the process table of one kernel."""
+
+    def __init__(self, doc: dict[str, Any], control: socket.socket) -> None:
+        self.control = control
+        self.config = config.parse(doc)
+        self.directory = Path(doc["sockets"])
+        self.state: State | None = None
+        self.exit_status: int | None = None
+        self.pids: dict[int, tuple[str, int]] = {}  # pid -> server name, incarnation
+        self.pidfds: dict[int, int] = {}
+        self.incarnations: dict[str, int] = {}
+        self.conns: dict[int, tuple[socket.socket, str]] = {}
+        self.fds: dict[int, int] = {}  # page -> descriptor
+        self.next_page = 1
+        self.operators = 0
+        self.handshakes: deque[int] = deque()
+        self.context = zmq.Context()
+        self.zap = self.context.socket(zmq.REP)
+        self.zap.bind("inproc://zeromq.zap.01")
+        self.servers = self._router("server")
+        self.operators_socket = self._router("operator")
+        self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        self.listener.bind(str(self.directory / "pages.sock"))
+        self.listener.listen(limits.SERVERS_MAX)
+        self.listener.setblocking(False)
+        self.poller = zmq.Poller()
+        for sock in (self.zap, self.servers, self.operators_socket):
+            self.poller.register(sock, zmq.POLLIN)
+        self.poller.register(self.listener.fileno(), zmq.POLLIN)
+        self.poller.register(self.control.fileno(), zmq.POLLIN)
+
+    def _router(self, name: str) -> zmq.Socket[bytes]:
+        sock = self.context.socket(zmq.ROUTER)
+        sock.setsockopt(zmq.ZAP_DOMAIN, name.encode())
+        sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        sock.setsockopt(zmq.MAXMSGSIZE, limits.FRAME_BYTES_MAX)
+        sock.setsockopt(zmq.SNDHWM, 4096)
+        sock.setsockopt(zmq.RCVHWM, 4096)
+        sock.setsockopt(zmq.LINGER, 500)
+        sock.bind(f"ipc://{self.directory / (name + '.sock')}")
+        return sock
+
+    # --- running ----------------------------------------------------------------------------------------------------------
+
+    def run(self, boot_id: str, environment: dict[str, Any]) -> int:
+        """Until an Exit effect; returns its status."""
+        self.step(Boot(self.config, boot_id, os.getpid(), environment))
+        self.report({"event": "up", "pid": os.getpid()})
+        sample_ns = 0
+        while self.exit_status is None:
+            assert self.state is not None
+            now = time.monotonic_ns()
+            if now >= sample_ns:
+                self.sample()
+                sample_ns = now + SAMPLE_NS
+            wake = min(core.next_wake_ns(self.state), sample_ns)
+            ready = dict(self.poller.poll(max(0, -(-(wake - now) // 1_000_000))))
+            self.turn(ready)
+            if time.monotonic_ns() >= core.next_wake_ns(self.state):
+                self.step(Tick())
+        for sock in (self.servers, self.operators_socket, self.zap):
+            sock.close()
+        self.context.term()
+        return self.exit_status
+
+    def turn(self, ready: dict[Any, int]) -> None:
+        """Take what has arrived. The supervisor first: it says who the peers are."""
+        if self.control.fileno() in ready:
+            self.from_supervisor()
+        if self.zap in ready:
+            self.handshake()
+        if self.listener.fileno() in ready:
+            self.accept()
+        for fd in [fd for fd in ready if isinstance(fd, int) and fd in self.conns]:
+            self.from_page_socket(fd)
+        if self.servers in ready:
+            self.receive(self.servers)
+        if self.operators_socket in ready:
+            self.receive(self.operators_socket)
+
+    def step(self, event: Event) -> None:
+        """One step of the core and its effects."""
+        self.state, effects = core.step(self.state, event, time.monotonic_ns())
+        for effect in effects:
+            self.perform(effect)
+
+    def perform(self, effect: Effect) -> None:
+        """Do what the core asked for."""
+        match effect:
+            case Send():
+                sock = self.operators_socket if effect.operator else self.servers
+                try:
+                    sock.send_multipart([effect.route, wire.encode(effect.frame)], flags=zmq.NOBLOCK)
+                except RecurosError as error:
+                    self._too_large(sock, effect, error)
+                except zmq.ZMQError:
+                    return  # the peer has gone or does not read; its exit, or its timeout, tells the core
+            case PageAnswer():
+                self.page_answer(effect)
+            case ClosePage():
+                fd = self.fds.pop(effect.page, -1)
+                if fd >= 0:
+                    os.close(fd)
+            case Spawn():
+                self.tell(["spawn", effect.name, effect.incarnation])
+            case Kill():
+                self.tell(["kill", effect.name, effect.incarnation, effect.signal])
+            case Report():
+                self.report(effect.event)
+            case Exit():
+                self.exit_status = effect.status
+
+    @staticmethod
+    def _too_large(sock: zmq.Socket[bytes], effect: Send, error: RecurosError) -> None:
+        """An answer that does not fit a frame becomes an error instead of silence."""
+        if isinstance(effect.frame, wire.Reply):
+            frame = wire.encode(wire.Reply(effect.frame.id, False, error.to_wire()))
+            sock.send_multipart([effect.route, frame], flags=zmq.NOBLOCK)
+
+    def sample(self) -> None:
+        """Memory and CPU of everybody, for people."""
+        usage = {name: (rss_bytes(pid), cpu_ns(pid)) for pid, (name, _) in self.pids.items()}
+        usage["kernel"] = (rss_bytes(os.getpid()), time.process_time_ns())
+        self.step(Sampled(usage))
+
+    # --- supervisor -------------------------------------------------------------------------------------------------------
+
+    def tell(self, message: list[Any]) -> None:
+        """To the supervisor."""
+        self.control.send(msgpack.packb(message))
+
+    def report(self, event: dict[str, Any]) -> None:
+        """To the launcher, through the supervisor."""
+        self.tell(["report", event])
+
+    def from_supervisor(self) -> None:
+        """Spawned and exited servers, and the wish to stop."""
+        while True:
+            try:
+                data, fds = _receive_fds(self.control, 1 << 16)
+            except BlockingIOError:
+                return
+            if not data:
+                raise RecurosError("E3-GONE", "the supervisor has gone")
+            match msgpack.unpackb(data):
+                case ["spawned", str(name), int(incarnation), int(pid)]:
+                    self.pids[pid] = (name, incarnation)
+                    self.pidfds[pid] = fds[0]
+                    self.incarnations[name] = incarnation
+                    self.step(Spawned(name, incarnation, pid))
+                case ["exited", str(name), int(incarnation), int(pid), int(status)]:
+                    self.pids.pop(pid, None)
+                    pidfd = self.pidfds.pop(pid, -1)
+                    if pidfd >= 0:
+                        os.close(pidfd)
+                    # What the server sent before it died comes first: a last `fault` says why.
+                    self.receive(self.servers)
+                    self.step(Exited(name, incarnation, pid, status))
+                case ["drain", str(reason)]:
+                    self.step(DrainWanted(reason))
+
+    # --- identity ---------------------------------------------------------------------------------------------------------
+
+    def handshake(self) -> None:
+        """ZAP: admit or refuse a connection by the credentials of the process behind it."""
+        request = self.zap.recv_multipart()
+        version, request_id, domain, address = request[:4]
+        user, reason = self.identify(domain.decode(), address.decode())
+        if user:
+            reply = [version, request_id, b"200", b"OK", user.encode(), b""]
+        else:
+            reply = [version, request_id, b"400", reason.encode()[:200], b"", b""]
+        self.zap.send_multipart(reply)
+        if not user:
+            self.step(Refused(f"peer {address.decode()}", f"handshake: {reason}"))
+
+    def identify(self, domain: str, address: str) -> tuple[str, str]:
+        """The principal behind ":uid:gid:pid" on a socket, or the empty string and the reason."""
+        now = time.monotonic_ns()
+        while self.handshakes and self.handshakes[0] < now - 1_000_000_000:
+            self.handshakes.popleft()
+        if len(self.handshakes) >= limits.HANDSHAKES_PER_SECOND_MAX:
+            return "", "too many handshakes a second"
+        self.handshakes.append(now)
+        try:
+            uid, _, pid = (int(x) for x in address.rsplit(":", 3)[1:])
+        except ValueError:
+            return "", f"no peer credentials in {address!r}"
+        if domain == "server":
+            self.from_supervisor()
+            name, incarnation = self.pids.get(pid, ("", 0))
+            if not name or not self.alive(pid):
+                return "", f"pid {pid} was not spawned by the supervisor"
+            return f"server/{name}/{incarnation}", ""
+        if uid != os.getuid():
+            return "", f"uid {uid} is not the owner {os.getuid()}"
+        ancestor = pid
+        while ancestor > 1:
+            if ancestor in self.pids:
+                return "", f"pid {pid} descends from server {self.pids[ancestor][0]}"
+            ancestor = parent_pid(ancestor)
+        self.operators += 1
+        return f"operator/{pid}/{self.operators}", ""
+
+    def alive(self, pid: int) -> bool:
+        """Whether the process that the supervisor spawned still has this pid."""
+        try:
+            signal.pidfd_send_signal(self.pidfds[pid], 0)
+        except (KeyError, ProcessLookupError):
+            return False
+        return True
+
+    # --- frames -----------------------------------------------------------------------------------------------------------
+
+    def receive(self, sock: zmq.Socket[bytes]) -> None:
+        """At most PER_TURN_MAX frames, so that no peer starves the timers."""
+        for _ in range(PER_TURN_MAX):
+            try:
+                parts = sock.recv_multipart(flags=zmq.NOBLOCK, copy=False)
+            except zmq.Again:
+                return
+            user = str(parts[0].get("User-Id"))
+            role, who, number = user.split("/")
+            principal = who if role == "server" else f"operator:{who}.{number}"
+            if role == "server" and self.incarnations.get(who) != int(number):
+                continue  # a dead incarnation's last words, after its successor was spawned
+            if len(parts) != 2:
+                self.step(Refused(principal, f"malformed: a message of {len(parts)} parts"))
+                continue
+            data = parts[1].bytes
+            try:
+                frame = wire.decode(data)
+            except RecurosError as error:
+                self.step(Refused(principal, f"malformed: {error.message}"))
+                continue
+            assert self.state is not None
+            pid = self.state.servers[who].pid if role == "server" else 0
+            self.step(Received(principal, parts[0].bytes, frame, cpu_ns(pid) if pid else 0, len(data)))
+
+    # --- pages ------------------------------------------------------------------------------------------------------------
+
+    def accept(self) -> None:
+        """A connection on the page socket, admitted by the credentials of its process."""
+        conn, _ = self.listener.accept()
+        credentials = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+        pid = int.from_bytes(credentials[:4], "little")
+        self.from_supervisor()
+        name, _ = self.pids.get(pid, ("", 0))
+        if not name or not self.alive(pid):
+            conn.close()
+            self.step(Refused(f"pid {pid}", "page socket: not spawned by the supervisor"))
+            return
+        conn.setblocking(False)
+        self.conns[conn.fileno()] = (conn, name)
+        self.poller.register(conn.fileno(), zmq.POLLIN)
+
+    def from_page_socket(self, fd: int) -> None:
+        """An offer or a wish; a malformed one closes the connection of its sender and nothing else."""
+        conn, name = self.conns[fd]
+        try:
+            data, fds = _receive_fds(conn, 4096)
+        except (BlockingIOError, ConnectionResetError):
+            data, fds = b"", []
+        keep: list[int] = []
+        try:
+            if not data:
+                self._hang_up(fd)
+                return
+            match wire.unpack(data), fds:
+                case [pages.OFFER, int()], [descriptor]:
+                    size = pages.check_seals(descriptor)
+                    page = self.next_page
+                    self.next_page += 1
+                    self.fds[page] = descriptor
+                    keep.append(descriptor)
+                    self.step(PageOffered(name, fd, page, size))
+                case [pages.MAP, int(handle)], []:
+                    self.step(PageWanted(name, fd, handle))
+                case _:
+                    raise RecurosError("E2-WIRE", "neither an offer nor a wish for a page")
+        except RecurosError as error:
+            self.step(Refused(name, f"malformed page message: {error.message}"))
+            self.page_answer(PageAnswer(fd, False, error.to_wire()))
+        finally:
+            for descriptor in fds:
+                if descriptor not in keep:
+                    os.close(descriptor)
+
+    def page_answer(self, effect: PageAnswer) -> None:
+        """Answer an offer or a wish."""
+        if effect.conn not in self.conns:
+            return
+        conn, _ = self.conns[effect.conn]
+        fds = [self.fds[effect.page]] if effect.page else []
+        try:
+            socket.send_fds(conn, [msgpack.packb([effect.ok, effect.value])], fds)
+        except OSError:
+            self._hang_up(effect.conn)
+
+    def _hang_up(self, fd: int) -> None:
+        conn, _ = self.conns.pop(fd)
+        self.poller.unregister(fd)
+        conn.close()
+
+
+def _receive_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
+    """One packet and its descriptors, without waiting (`socket.recv_fds` of Python 3.11 ignores its flags)."""
+    fds = array.array("i")
+    room = socket.CMSG_LEN(4 * fds.itemsize)
+    data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    for level, kind, body in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
+    return data, list(fds)

@@ -1,0 +1,1 @@
+"""The archivist: the only writer of the knowledge file system while the runtime is up."""

@@ -1,0 +1,144 @@
+"""The dataset server's handlers.
+
+Responsible for: `fill` (the batches of a window in a page) and `split` (a whole split in a page). Refuses: to train on what
+is held out: `fill` reads the training split only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kfs.store import Store
+from servers.dataset import digits, jsonl, text
+from servers.dataset.stream import Stream, Weights, check_weights, page_rows
+from servers.dataset.table import SPLITS, Table, data_error
+from syscalls.pages import WritePage, pack_arrays
+from syscalls.serve import Handler, Kernel, serve
+
+BATCH_DEFAULT: Final = 32
+KINDS: Final[dict[str, Callable[[dict[str, Any], dict[str, Any]], Table]]] = {
+    "digits": lambda data, _model: digits.load(data),
+    "jsonl": jsonl.load,
+    "text": text.load,
+}
+
+
+_NUMPY: Final = {"F32": "<f4", "U8": "u1"}
+
+
+def load(data: dict[str, Any], model: dict[str, Any]) -> Table:
+    """The table of the manifest's [data]; E2-DATA for an unknown kind."""
+    kind = str(data.get("kind") or "")
+    if kind not in KINDS:
+        raise data_error(f"data.kind = {kind!r} is unknown", f"one of {', '.join(KINDS)}")
+    return KINDS[kind](data, model)
+
+
+def options(config: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's [data] with underscores for hyphens, so that both spellings of a key arrive alike."""
+    return {str(key).replace("-", "_"): value for key, value in (config.get("data") or {}).items()}
+
+
+class DatasetService:
+    """Streams and splits of one table."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self._kernel = kernel
+        data = options(kernel.config)
+        self.table = load(data, kernel.config.get("model") or {})
+        augment = digits.augment_of(data)
+        batch = int(data.get("batch") or BATCH_DEFAULT)
+        self.stream = Stream(self.table, int(kernel.config.get("seed", 0)), batch, augment)
+        self._store = Path(str(kernel.config["store"]))
+        self._reader: Store | None = None
+        self.handlers: Mapping[str, Handler] = {"fill": self.fill, "split": self.split}
+        self.info: dict[str, Any] = {
+            "task": self.table.task,
+            "classes": self.table.classes,
+            "train": self.table.size("train"),
+            "validation": self.table.size("validation"),
+            "test": self.table.size("test"),
+            "batch": batch,
+            "data": self.table.digest(),
+            **self.table.notes,
+        }
+
+    def idle(self) -> bool:
+        """Nothing to do between deliveries."""
+        return False
+
+    def drain(self) -> None:
+        """Close the store; pages belong to their readers."""
+        if self._reader is not None:
+            self._reader.close()
+
+    def fill(
+        self, *, window: int, phase: dict[str, Any], step0: int, steps: int, weights: str, gate: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The batches of a window: arrays "b<i>/<column>" in a page, and the digest of their ids and weights."""
+        name = str(phase.get("name", ""))
+        made = self.stream.window(name, step0, steps, self._weights(weights, gate))
+        rows = [row for i, columns in enumerate(made.batches) for row in page_rows(f"b{i}/", columns)]
+        meta: dict[str, Any] = {"window": window, "phase": name, "step0": step0, "steps": steps}
+        if made.unweighted:
+            meta["unweighted"] = made.unweighted
+        return {"page": self._offer(pack_arrays(rows, meta)), "batch": made.digest}
+
+    def split(self, name: str) -> dict[str, Any]:
+        """Every sample of a split, without augmentation or weights, in a page."""
+        size = self.table.size(name)
+        ids = np.arange(size, dtype=np.int64)
+        meta = {
+            "split": name,
+            "n": size,
+            "sizes": {split: self.table.size(split) for split in SPLITS},
+            "task": self.table.task,
+            "classes": self.table.classes,
+            "class_names": list(self.table.class_names),
+        }
+        return {"page": self._offer(pack_arrays(page_rows("", {**self.table.rows(name, ids), "ids": ids}), meta))}
+
+    def _offer(self, page: WritePage) -> int:
+        try:
+            return self._kernel.offer(page)
+        finally:
+            page.close()
+
+    def _weights(self, weights: str, gate: dict[str, Any]) -> Weights | None:
+        """The weights in force, with the gate's closed samples at zero; None when there is neither."""
+        unknown = sorted(set(gate) - {"mask"})
+        if unknown:
+            raise data_error(f"gate criterion {unknown[0]!r} is not a list of samples", 'a gate is {} or {"mask": id}')
+        n = self.stream.n_train
+        values: Weights | None = None
+        if weights:
+            values = check_weights(self._object(weights, "F32"), n, f"weights {weights}")
+        if gate.get("mask"):
+            mask = check_weights(self._object(str(gate["mask"]), "U8"), n, f"gate {gate['mask']}")
+            open_samples = (mask > 0).astype(np.float32)
+            values = open_samples if values is None else values * open_samples
+        return values
+
+    def _object(self, object_id: str, dtype: str) -> NDArray[Any]:
+        """An object of the store, checked against its id; the store exists once anything has been put into it."""
+        if self._reader is None:
+            self._reader = Store.open_reader(self._store)
+        return read_array(self._reader, object_id, dtype)
+
+
+def read_array(reader: Store, object_id: str, dtype: str) -> NDArray[Any]:
+    """An object of the store as an array; E2-DATA when its type is another."""
+    found = reader.get(object_id)
+    if found.dtype != dtype:
+        raise data_error(f"object {object_id} is {found.dtype}, expected {dtype}", "name an object of that type")
+    return np.frombuffer(found.data, dtype=_NUMPY[dtype]).reshape(found.shape)
+
+
+def main() -> int:
+    """Serve until drained."""
+    return serve("dataset", DatasetService)

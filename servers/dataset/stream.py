@@ -1,0 +1,126 @@
+"""The stream of batches of a phase.
+
+Responsible for: batch p of a phase as a pure function of (seed, phase name, p, weights), so that any window can be filled
+again, in any order, in any process. Refuses: weights that are not finite or not one per training sample.
+
+Epoch e of a phase is a permutation of the training samples seeded by (seed, phase, e); batch p takes the positions
+[p * B, (p + 1) * B) of the epochs laid end to end, so a last, partial batch is filled from the next epoch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from servers.dataset.digits import Augment
+from servers.dataset.table import Columns, Table, data_error
+
+Weights = NDArray[np.float32]
+DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
+"""Page dtype names of the only two types a batch has."""
+
+
+def generator(*key: int | str) -> np.random.PCG64:
+    """A bit generator seeded by a key; its raw output is the same in every numpy release (NEP 19)."""
+    digest = blake3("\x1f".join(str(part) for part in key).encode()).digest(16)
+    return np.random.PCG64(int.from_bytes(digest, "little"))
+
+
+@lru_cache(maxsize=8)
+def permutation(seed: int, phase: str, epoch: int, n: int) -> NDArray[np.int64]:
+    """A permutation of 0..n-1 for one epoch: the order of n raw draws (shuffle() is not fixed across numpy releases)."""
+    draws = generator("permutation", seed, phase, epoch).random_raw(n)
+    order: NDArray[np.int64] = np.argsort(draws, kind="stable").astype(np.int64)
+    order.setflags(write=False)
+    return order
+
+
+@dataclass(frozen=True)
+class Window:
+    """The batches of one window. `unweighted`: stream positions whose weights were all zero and fell back to one."""
+
+    batches: list[Columns]
+    digest: str
+    unweighted: list[int]
+
+
+class Stream:
+    """Batches of B training samples."""
+
+    def __init__(self, table: Table, seed: int, batch: int, augment: Augment | None = None) -> None:
+        if batch < 1:
+            raise data_error(f"data.batch = {batch} is below 1", "choose a batch of at least one sample")
+        self.table, self.seed, self.batch, self.augment = table, seed, batch, augment
+        self.n_train = table.size("train")
+
+    def ids(self, phase: str, position: int) -> NDArray[np.int64]:
+        """The sample ids of batch `position`: I64 [B]."""
+        place = np.arange(position * self.batch, (position + 1) * self.batch, dtype=np.int64)
+        epochs, offsets = np.divmod(place, self.n_train)
+        ids = np.empty(self.batch, dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            ids[here] = permutation(self.seed, phase, int(epoch), self.n_train)[offsets[here]]
+        return ids
+
+    def make(self, phase: str, position: int, weights: Weights | None) -> tuple[Columns, bool]:
+        """Batch `position` with "ids" and "weight", and whether its weights fell back to one."""
+        ids = self.ids(phase, position)
+        columns = self.table.rows("train", ids)
+        if self.augment is not None:
+            columns["x"] = self.augment(columns["x"], generator("augment", self.seed, phase, position))
+        weight, fell_back = batch_weights(weights, ids)
+        return {**columns, "ids": ids, "weight": weight}, fell_back
+
+    def window(self, phase: str, step0: int, steps: int, weights: Weights | None) -> Window:
+        """Batches step0 .. step0 + steps - 1, and the BLAKE3 of their ids and weights in order."""
+        hasher, batches, unweighted = blake3(), [], []
+        for position in range(step0, step0 + steps):
+            columns, fell_back = self.make(phase, position, weights)
+            hasher.update(columns["ids"].tobytes() + columns["weight"].tobytes())
+            batches.append(columns)
+            if fell_back:
+                unweighted.append(position)
+        return Window(batches, hasher.hexdigest(), unweighted)
+
+
+def batch_weights(weights: Weights | None, ids: NDArray[np.int64]) -> tuple[Weights, bool]:
+    """Weights of a batch, F32 [B], mean 1; samples at or below zero get exactly 0.
+
+    Mean 1 keeps the learning rate what the manifest says. When nothing is left the batch is used unweighted, and the second
+    value is True.
+    """
+    ones = np.ones(len(ids), dtype=np.float32)
+    if weights is None:
+        return ones, False
+    chosen = np.maximum(weights[ids].astype(np.float64), 0.0)
+    total = float(chosen.sum())
+    if total <= 0.0:
+        return ones, True
+    return (chosen * (len(ids) / total)).astype(np.float32), False
+
+
+def check_weights(values: NDArray[Any], n_train: int, where: str) -> Weights:
+    """F32 [n_train], all finite, or E2-DATA."""
+    if values.shape != (n_train,):
+        raise data_error(
+            f"{where} has shape {list(values.shape)}, expected [{n_train}]", "one weight a training sample"
+        )
+    if not np.isfinite(values).all():
+        bad = int(np.flatnonzero(~np.isfinite(values))[0])
+        raise data_error(f"{where} is {values[bad]} at sample {bad}", "weights must be finite")
+    return values.astype(np.float32)
+
+
+def page_rows(prefix: str, columns: Columns) -> list[tuple[str, str, tuple[int, ...], memoryview]]:
+    """Columns as rows for `syscalls.pages.pack_arrays`."""
+    rows = []
+    for name, values in columns.items():
+        data = np.ascontiguousarray(values)
+        rows.append((prefix + name, DTYPES[data.dtype], tuple(data.shape), data.data))
+    return rows

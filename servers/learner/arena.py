@@ -1,0 +1,148 @@
+"""A role's parameters in one flat buffer, with their gradients, moments and moving averages laid out alike.
+
+Responsible for: one buffer per kind of state, so that an optimizer step, a moving average, a gradient norm and a copy for a
+snapshot are one operation each instead of one per tensor. Parameters that decay come first, then those that do not.
+Refuses: parameters of different dtypes.
+
+Tensors start at multiples of 64 bytes: which vector kernel runs, and so the last bit, must not depend on a neighbour's size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from servers.learner.state import DTYPES, Leaf, byte_view, copy_into, leaf_of
+
+ALIGN_ITEMS = 16
+
+
+def split_name(name: str) -> str:
+    """`blocks.0.attn.qkv.weight` -> `blocks.0.attn.qkv/weight`; a tensor of the root module gets the module name "."."""
+    module, dot, tensor = name.rpartition(".")
+    return f"{module if dot else '.'}/{tensor}"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter lies."""
+
+    path: str
+    offset: int
+    numel: int
+    shape: tuple[int, ...]
+
+
+class Arena:
+    """The parameters of `module`, moved into `flat`; the module's own tensors become views of it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        named = list(module.named_parameters())
+        ordered = [(n, p) for n, p in named if p.dim() > 1] + [(n, p) for n, p in named if p.dim() <= 1]
+        self.parameters = [p for _, p in ordered]
+        self.slots: list[Slot] = []
+        at = self.decayed = 0
+        for name, parameter in ordered:
+            self.slots.append(Slot(split_name(name), at, parameter.numel(), tuple(parameter.shape)))
+            at += -(-parameter.numel() // ALIGN_ITEMS) * ALIGN_ITEMS
+            if parameter.dim() > 1:
+                self.decayed = at
+        dtype = self.parameters[0].dtype if self.parameters else torch.float32
+        self.flat = torch.zeros(at, dtype=dtype)
+        self.grad: Tensor | None = None
+        for parameter, view in zip(self.parameters, self.views(self.flat), strict=True):
+            view.copy_(parameter.detach())
+            parameter.data = view
+        # Persistent buffers (running statistics and the like) are state too; there are few.
+        buffers = dict(module.named_buffers())
+        self.buffers = {n: b for n, b in module.state_dict(keep_vars=True).items() if n in buffers}
+
+    def views(self, flat: Tensor) -> list[Tensor]:
+        """One view per parameter into a buffer of this layout."""
+        return [flat[s.offset : s.offset + s.numel].view(s.shape) for s in self.slots]
+
+    def train(self, on: bool) -> None:
+        """Make the parameters trainable, with gradients that accumulate into one buffer, or freeze them."""
+        self.grad = torch.zeros_like(self.flat) if on else None
+        views = self.views(self.grad) if self.grad is not None else [None] * len(self.slots)
+        for parameter, view in zip(self.parameters, views, strict=True):
+            parameter.requires_grad_(on)
+            parameter.grad = view
+
+    def zero_grad(self) -> None:
+        """Zero the gradients in place; they stay views of one buffer."""
+        if self.grad is not None:
+            self.grad.zero_()
+
+    def leaves(self, role: str, flat: Tensor) -> dict[str, Leaf]:
+        """`role/module/tensor` -> leaf for a buffer of this layout: one copy, one leaf per parameter."""
+        data = byte_view(flat.detach().clone())
+        item, dtype = flat.element_size(), DTYPES[flat.dtype]
+        return {
+            f"{role}/{s.path}": Leaf(dtype, s.shape, data[s.offset * item : (s.offset + s.numel) * item])
+            for s in self.slots
+        }
+
+    def buffer_leaves(self, role: str) -> dict[str, Leaf]:
+        """`role/module/tensor` -> leaf for the persistent buffers."""
+        return {f"{role}/{split_name(n)}": leaf_of(b) for n, b in self.buffers.items()}
+
+    def load(self, role: str, flat: Tensor, leaves: Mapping[str, Leaf]) -> None:
+        """Inverse of `leaves`."""
+        for slot in self.slots:
+            copy_into(flat[slot.offset : slot.offset + slot.numel].view(slot.shape), leaves, f"{role}/{slot.path}")
+
+    def load_buffers(self, role: str, leaves: Mapping[str, Leaf]) -> None:
+        """Inverse of `buffer_leaves`."""
+        for name, buffer in self.buffers.items():
+            copy_into(buffer, leaves, f"{role}/{split_name(name)}")
+
+
+class FlatAdamW:
+    """torch.optim.AdamW (Loshchilov and Hutter 2019) over an arena: two flat parameters, decayed and not.
+
+    The moments live in `exp_avg` and `exp_avg_sq`, laid out as the arena, so that a snapshot copies two buffers.
+    """
+
+    def __init__(
+        self, arena: Arena, *, weight_decay: float = 0.01, betas: tuple[float, float] = (0.9, 0.999), eps: float = 1e-8
+    ) -> None:
+        assert arena.grad is not None, "an optimizer needs a trainable arena"
+        self.exp_avg = torch.zeros_like(arena.flat)
+        self.exp_avg_sq = torch.zeros_like(arena.flat)
+        self._parts: list[nn.Parameter] = []
+        groups = []
+        bounds = ((0, arena.decayed, weight_decay), (arena.decayed, arena.flat.numel(), 0.0))
+        for low, high, decay in bounds:
+            if low == high:
+                continue
+            part = nn.Parameter(arena.flat[low:high])
+            part.grad = arena.grad[low:high]
+            self._parts.append(part)
+            groups.append({"params": [part], "weight_decay": decay})
+        self._torch = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+        for part, (low, high, _) in zip(self._parts, [b for b in bounds if b[0] != b[1]], strict=True):
+            self._torch.state[part] = {
+                "step": torch.zeros((), dtype=torch.float32),
+                "exp_avg": self.exp_avg[low:high],
+                "exp_avg_sq": self.exp_avg_sq[low:high],
+            }
+
+    @property
+    def steps(self) -> int:
+        """Updates made so far; the bias correction depends on it."""
+        return int(self._torch.state[self._parts[0]]["step"])
+
+    @steps.setter
+    def steps(self, value: int) -> None:
+        for part in self._parts:
+            self._torch.state[part]["step"].fill_(float(value))
+
+    def step(self, lr: float) -> None:
+        """One update with the gradients in the arena."""
+        for group in self._torch.param_groups:
+            group["lr"] = lr
+        self._torch.step()

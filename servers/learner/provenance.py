@@ -1,0 +1,39 @@
+"""What a window depends on besides its recorded inputs: code and environment.
+
+Responsible for: the digest of the sources that decide a step's result, and the facts about machine and libraries under which
+bit-exact replay is promised. Refuses: to read the environment's variables or anything outside the package.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+from blake3 import blake3
+
+SOURCES = ("servers/learner", "servers/models", "probes", "kfs", "syscalls")
+
+
+def code_digest() -> str:
+    """`b3:` and the BLAKE3 of names and bytes of every Python file below SOURCES, in sorted order."""
+    root = Path(__file__).resolve().parents[2]
+    hasher = blake3()
+    for folder in SOURCES:
+        for file in sorted((root / folder).rglob("*.py")):
+            data = file.read_bytes()
+            hasher.update(f"{file.relative_to(root).as_posix()} {len(data)}\n".encode())
+            hasher.update(data)
+    return f"b3:{hasher.hexdigest()}"
+
+
+def environment() -> dict[str, str]:
+    """Versions and the instruction set in use: what must be equal for two runs to agree bit for bit."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "deterministic": str(torch.are_deterministic_algorithms_enabled()).lower(),
+    }

@@ -1,0 +1,411 @@
+"""App manifests: parsed, merged with the base, checked, and turned into the boot document.
+
+Responsible for: what a manifest may say, with every refusal naming file, key, value, limit and the way out; resolving relative
+paths; the document that the launcher sends to the supervisor. A shared library for launchers: servers and the kernel get plain,
+checked data and never read a manifest. Refuses: unknown keys, unknown rights, calls that do not go down in rank, budgets and
+deadlines that do not fit their period, probes and models that do not exist.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from servers.manifest_tables import Manifest, ModelSpec
+from syscalls import abi
+from syscalls.errors import RecurosError
+
+BASE = "base"
+TOKENIZER_WORDS = ("teacher", "bytes")
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+def apps() -> list[str]:
+    """Names of the apps that come with the package, sorted."""
+    found = (Path(entry.name) for entry in resources.files("servers.apps").iterdir())
+    return sorted(path.stem for path in found if path.suffix == ".toml" and path.stem != BASE)
+
+
+def app_path(app: str) -> Path:
+    """The manifest file of a packaged app; E2-MANIFEST names the nearest ones."""
+    known = apps()
+    if app not in known:
+        close = difflib.get_close_matches(app, known, n=3) or known
+        raise RecurosError(
+            "E2-MANIFEST",
+            f"no app is called {app!r}; there are: {', '.join(known)}",
+            hint=f"recuros boot {close[0]}, or recuros boot -c FILE for a manifest of your own",
+        )
+    return Path(str(resources.files("servers.apps").joinpath(f"{app}.toml")))
+
+
+def load(path: Path) -> Manifest:
+    """Read, merge over the base, check. Errors: E2-MANIFEST, E2-MODEL, E2-DATA."""
+    base = _read(Path(str(resources.files("servers.apps").joinpath(f"{BASE}.toml"))))
+    merged = _merge(base, _read(path))
+    try:
+        manifest = Manifest.model_validate(merged)
+    except ValidationError as error:
+        raise _refusal(path, error) from None
+    _resolve_paths(manifest, path.absolute().parent)
+    _check_window(path, manifest)
+    _check_phases(path, manifest)
+    _check_servers(path, manifest)
+    _check_probes(path, manifest)
+    _check_models(path, manifest)
+    _check_data(path, manifest)
+    return manifest
+
+
+def boot_document(
+    manifest: Manifest, run: Path, sockets: Path, *, detached: bool, cpus: list[int] | None = None
+) -> dict[str, Any]:
+    """The map that the supervisor boots from; plain data with snake_case keys. The last CPU is the learner's lane."""
+    allowed = sorted(os.sched_getaffinity(0) if cpus is None else cpus)
+    lane, background = allowed[-1:], allowed[:-1] or allowed[-1:]
+    phases = [{"steps": manifest.window.steps, **phase.model_dump(exclude_none=True)} for phase in manifest.phase]
+    model = {
+        "teacher": manifest.model.teacher.model_dump(exclude_none=True),
+        "student": manifest.model.student.model_dump(exclude_none=True),
+        "optimizer": manifest.optimizer.model_dump(exclude_none=True, exclude={"name", "clip"}),
+        "clip": manifest.optimizer.clip,
+        "ema": manifest.ema.momentum,
+        "kd": manifest.kd.model_dump(exclude_none=True),
+    }
+    policy = manifest.policy.model_dump(exclude_none=True)
+    common = {
+        "run": str(run),
+        "store": str(run / "store"),
+        "app": manifest.app.name,
+        "seed": manifest.app.seed,
+        "deterministic": manifest.app.deterministic,
+        "model": model,
+        "data": manifest.data.model_dump(exclude_none=True),
+        "policy": policy,
+        "phases": phases,
+        "lane_cpus": lane,
+        "background_cpus": background,
+    }
+    servers = []
+    for name, stanza in sorted(manifest.server.items(), key=lambda item: (item[1].rank, item[0])):
+        row = stanza.model_dump(exclude={"cls", "config"})
+        servers.append({"name": name, "class": stanza.cls, **row, "config": {**stanza.config, **common}})
+    return {
+        "abi": [abi.ABI_MAJOR, abi.ABI_MINOR],
+        "run": str(run),
+        "sockets": str(sockets),
+        "app": manifest.app.name,
+        "seed": manifest.app.seed,
+        "deterministic": manifest.app.deterministic,
+        "detached": detached,
+        "window": manifest.window.model_dump(),
+        "phases": phases,
+        "probes": [probe.model_dump() for probe in manifest.probe],
+        "policy": policy,
+        "eval_every": manifest.app.eval_every,
+        "operator_rights": manifest.operator.rights,
+        "servers": servers,
+        "lane_cpus": lane,
+        "background_cpus": background,
+    }
+
+
+def dump(manifest: Manifest) -> str:
+    """The merged, resolved manifest as TOML: what a run directory keeps. `load` of it gives the same manifest."""
+    lines = ["# The merged and resolved manifest of this run directory, written by recuros boot."]
+    _dump_table(lines, "", manifest.model_dump(by_alias=True, exclude_none=True))
+    return "\n".join(lines) + "\n"
+
+
+def identity(manifest: Manifest) -> dict[str, Any]:
+    """What must stay the same for a run directory to be resumed: app, seed, models and data."""
+    return {
+        "app.name": manifest.app.name,
+        "app.seed": manifest.app.seed,
+        "model.teacher": manifest.model.teacher.model_dump(),
+        "model.student": manifest.model.student.model_dump(),
+        "data": manifest.data.model_dump(),
+    }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecurosError(
+            "E2-MANIFEST", f"{path}: cannot be read: {error.strerror}", hint="recuros boot -c FILE, or an app by name"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecurosError("E2-MANIFEST", f"{path}: not valid TOML: {error}", hint="correct that line") from error
+
+
+def _merge(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Tables merge key by key; everything else, lists included, is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        below = merged.get(key)
+        merged[key] = _merge(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _refusal(path: Path, error: ValidationError) -> RecurosError:
+    """The first problem as the message, all of them in the details."""
+    problems = []
+    hint = ""
+    for entry in error.errors(include_url=False):
+        context = entry.get("ctx", {})
+        loc = list(entry["loc"])
+        if context.get("key"):
+            loc.append(str(context["key"]))
+        key = _dotted(loc)
+        hint = hint or str(context.get("hint", ""))
+        if entry["type"] in ("missing", "unknown_key"):
+            problems.append(f"{key}: {'this key is required' if entry['type'] == 'missing' else entry['msg']}")
+        else:
+            problems.append(f"{key} = {entry['input']!r:.80}: {_lower(entry['msg'])}")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return RecurosError(
+        "E2-MANIFEST", f"{path}: {problems[0]}{more}", hint=hint or "correct that key", details={"problems": problems}
+    )
+
+
+def _dotted(loc: list[Any]) -> str:
+    """A key path as it is written in TOML; the tag that pydantic inserts for a union of tables is left out."""
+    if len(loc) > 2 and loc[0] == "model" and loc[1] in ("teacher", "student"):
+        loc = loc[:2] + loc[3:]
+    elif len(loc) > 1 and loc[0] == "data":
+        loc = loc[:1] + loc[2:]
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else str(part)
+    return text or "the file"
+
+
+def _lower(sentence: str) -> str:
+    return sentence[:1].lower() + sentence[1:]
+
+
+def _refuse(path: Path, key: str, text: str, hint: str, code: str = "E2-MANIFEST") -> RecurosError:
+    return RecurosError(code, f"{path}: {key}: {text}", hint=hint)
+
+
+def _is_path(name: str, value: str | None) -> bool:
+    return value is not None and not (name == "tokenizer" and value in TOKENIZER_WORDS)
+
+
+def _resolve_paths(manifest: Manifest, folder: Path) -> None:
+    """Relative paths count from the manifest's folder, so a manifest works from any working directory."""
+    for table in (manifest.model.teacher, manifest.model.student, manifest.data):
+        for name in table.path_keys:
+            value = getattr(table, name)
+            if _is_path(name, value):
+                setattr(table, name, str((folder / Path(value).expanduser()).resolve()))
+
+
+def _check_window(path: Path, manifest: Manifest) -> None:
+    window = manifest.window
+    if window.deadline_ms > window.period_ms:
+        raise _refuse(
+            path,
+            "window.deadline-ms",
+            f"{window.deadline_ms} ms is above window.period-ms = {window.period_ms} ms",
+            "a window must be done before the next one begins: lower deadline-ms or raise period-ms",
+        )
+    if window.budget_ms > window.deadline_ms:
+        raise _refuse(
+            path,
+            "window.budget-ms",
+            f"{window.budget_ms} ms is above its deadline of {window.deadline_ms} ms (period {window.period_ms} ms)",
+            "a budget cannot be used up before its deadline: lower budget-ms or raise deadline-ms and period-ms",
+        )
+
+
+def _check_phases(path: Path, manifest: Manifest) -> None:
+    seen: set[str] = set()
+    for i, phase in enumerate(manifest.phase):
+        if phase.name in seen:
+            raise _refuse(
+                path, f"phase[{i}].name", f"{phase.name!r} is used twice", "each phase names its own stream of batches"
+            )
+        seen.add(phase.name)
+        if phase.repeat and i + 1 < len(manifest.phase):
+            raise _refuse(
+                path, f"phase[{i}].repeat", f"{phase.name!r} is not the last phase", "only the last phase can repeat"
+            )
+        if phase.end and phase.train != "student":
+            raise _refuse(
+                path,
+                f"phase[{i}].end",
+                f"{phase.end!r} in a phase that trains the teacher",
+                "swap roles after a student phase",
+            )
+
+
+def _check_servers(path: Path, manifest: Manifest) -> None:
+    servers = manifest.server
+    for name, stanza in servers.items():
+        for right in stanza.rights:
+            _check_right(path, f"server.{name}.rights", right)
+        for callee in stanza.calls:
+            key = f"server.{name}.calls"
+            if callee not in servers:
+                raise _refuse(
+                    path,
+                    key,
+                    f"{callee!r} is not a server; there are: {', '.join(sorted(servers))}",
+                    "correct the name",
+                )
+            if servers[callee].rank >= stanza.rank:
+                raise _refuse(
+                    path,
+                    key,
+                    f"{name!r} has rank {stanza.rank} and cannot call {callee!r} of rank {servers[callee].rank}",
+                    "a server calls servers of strictly lower rank only, so that no cycle can wait for itself",
+                )
+        if not _importable(stanza.entry):
+            raise _refuse(
+                path,
+                f"server.{name}.entry",
+                f"no module is called {stanza.entry!r}",
+                'a package with a __main__, e.g. "servers.learner"',
+            )
+    for right in manifest.operator.rights:
+        _check_right(path, "operator.rights", right)
+    on_lane = sorted(name for name, stanza in servers.items() if stanza.cls == "edf")
+    if len(on_lane) > 1:
+        raise _refuse(
+            path,
+            f"server.{on_lane[1]}.class",
+            f"{', '.join(on_lane)} are all 'edf', and there is one lane",
+            "leave one server in class edf and put the others into class fair",
+        )
+
+
+def _check_right(path: Path, key: str, right: str) -> None:
+    if right not in abi.RIGHT_NAMES:
+        close = difflib.get_close_matches(right, abi.RIGHT_NAMES, n=1)
+        known = f"known rights: {', '.join(sorted(abi.RIGHT_NAMES))}"
+        raise _refuse(path, key, f"unknown right {right!r}", f"did you mean {close[0]!r}? {known}" if close else known)
+
+
+def _importable(entry: str) -> bool:
+    try:
+        return importlib.util.find_spec(entry) is not None
+    except ModuleNotFoundError:
+        return False
+
+
+def _check_probes(path: Path, manifest: Manifest) -> None:
+    """The admission that the kernel repeats at attach, here so that a typing error is found before anything starts."""
+    from probes import catalogue
+
+    for i, probe in enumerate(manifest.probe):
+        try:
+            catalogue.check(probe.hook, probe.prog, ("attach-probe", "read-trace"))
+        except RecurosError as error:
+            raise _refuse(path, f"probe[{i}]", error.message, error.hint or "recuros probe ls") from error
+
+
+def _check_models(path: Path, manifest: Manifest) -> None:
+    for role, spec in (("teacher", manifest.model.teacher), ("student", manifest.model.student)):
+        if spec.kind == "hf":
+            _check_model_dir(path, role, Path(spec.path))
+        elif spec.kind == "hf-config" and spec.path is not None and not _config_file(Path(spec.path)).is_file():
+            raise _refuse(
+                path,
+                f"model.{role}.path",
+                f"{spec.path} has no config.json",
+                "name a Hugging Face model directory or its config.json",
+                "E2-MODEL",
+            )
+    kinds = {manifest.model.teacher.kind, manifest.model.student.kind}
+    if "patch" in kinds and kinds != {"patch"}:
+        raise _refuse(
+            path,
+            "model",
+            f"a {manifest.model.teacher.kind!r} teacher and a {manifest.model.student.kind!r} student read different inputs",
+            "take both from Hugging Face (hf, hf-config), or both of kind patch",
+            "E2-MODEL",
+        )
+
+
+def _config_file(path: Path) -> Path:
+    return path if path.is_file() else path / "config.json"
+
+
+def _check_model_dir(path: Path, role: str, directory: Path) -> None:
+    """A look that needs no torch: a directory with config.json and safetensors weights."""
+    hint = "give a directory written by model.save_pretrained, or kind = 'hf-config' for a model without weights"
+    key = f"model.{role}.path"
+    if not directory.is_dir():
+        raise _refuse(path, key, f"{directory} is not a directory", hint, "E2-MODEL")
+    if not (directory / "config.json").is_file():
+        raise _refuse(path, key, f"{directory} is not a model directory: it has no config.json", hint, "E2-MODEL")
+    if not any((directory / name).is_file() for name in WEIGHT_FILES):
+        raise _refuse(
+            path, key, f"{directory} is not a model directory: it has no {' or '.join(WEIGHT_FILES)}", hint, "E2-MODEL"
+        )
+
+
+def _check_data(path: Path, manifest: Manifest) -> None:
+    data, kind = manifest.data, manifest.model.student.kind
+    if (data.kind == "digits") != (kind == "patch"):
+        wanted = "digits" if kind == "patch" else "jsonl or text"
+        raise _refuse(
+            path,
+            "data.kind",
+            f"{data.kind!r} does not feed models of kind {kind!r}",
+            f"use data.kind = {wanted}",
+            "E2-MANIFEST",
+        )
+    for name in data.path_keys:
+        value = getattr(data, name)
+        if _is_path(name, value) and not Path(value).exists():
+            raise _refuse(
+                path, f"data.{name.replace('_', '-')}", f"{value} does not exist", "correct the path", "E2-DATA"
+            )
+
+
+def _dump_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:
+    """Scalars first, then sub-tables, as TOML needs it."""
+    nested = {k: v for k, v in table.items() if isinstance(v, dict)}
+    arrays = {k: v for k, v in table.items() if isinstance(v, list) and v and all(isinstance(item, dict) for item in v)}
+    for key, value in table.items():
+        if key not in nested and key not in arrays:
+            lines.append(f"{_toml_key(key)} = {_toml_value(value)}")
+    for key, value in nested.items():
+        name = f"{prefix}{_toml_key(key)}"
+        lines += ["", f"[{name}]"]
+        _dump_table(lines, f"{name}.", value)
+    for key, items in arrays.items():
+        name = f"{prefix}{_toml_key(key)}"
+        for item in items:
+            lines += ["", f"[[{name}]]"]
+            _dump_table(lines, f"{name}.", item)
+
+
+def _toml_key(key: str) -> str:
+    return key if key.replace("-", "").replace("_", "").isalnum() and key.isascii() else _toml_value(key)
+
+
+def _toml_value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        escaped = "".join(c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in value)
+        return f'"{escaped}"'
+    if isinstance(value, list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    if isinstance(value, dict):  # inside a list of mixed values
+        return "{" + ", ".join(f"{_toml_key(k)} = {_toml_value(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+__all__ = ["Manifest", "ModelSpec", "app_path", "apps", "boot_document", "dump", "identity", "load"]

@@ -1,0 +1,112 @@
+"""The default pack: a temperature that follows calibration and entropy, and weights on informative disagreement.
+
+Responsible for: two rules. Temperature: up by `temperature_step` when the student's held-out ECE exceeds its moving average by
+`ece_rise`; else down when the student's mean entropy exceeds the teacher's by `entropy_excess`. Weights: w_i ~ (1 +
+weight_gain * d_i / mean d) * band_i, with d_i the sample's disagreement and band_i = 1, or `band_floor` for the lowest and
+highest teacher entropies; bounded, mean 1. Refuses: to move the temperature again before its last move can be seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servers.observer.diagnostics import Floats, Samples
+from servers.observer.policy import Decision, Evidence, Number, Numbers, Pack, bounded_weights
+from syscalls import limits
+
+NUMBERS: Final = {
+    "temperature_step": Number(0.10, 0.0, 0.5, "relative change of the temperature"),
+    "temperature_min": Number(
+        limits.TEMPERATURE_MIN, limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX, "lowest temperature"
+    ),
+    "temperature_max": Number(
+        limits.TEMPERATURE_MAX, limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX, "highest temperature"
+    ),
+    "ece_rise": Number(0.10, 0.0, 10.0, "relative rise of held-out ECE over its average that raises the temperature"),
+    "ece_momentum": Number(0.9, 0.0, 0.999, "weight of the past in the average of held-out ECE"),
+    "entropy_excess": Number(
+        0.10, 0.0, 10.0, "relative excess of student over teacher entropy that lowers the temperature"
+    ),
+    # A change shows in the evidence only after the policy lag; acting sooner would act twice on one cause.
+    "cooldown": Number(limits.POLICY_LAG_WINDOWS + 1, 1, 10_000, "windows between two changes of temperature"),
+    "drop_low": Number(0.10, 0.0, 0.45, "share of samples with the lowest teacher entropy outside the band"),
+    "drop_high": Number(0.10, 0.0, 0.45, "share of samples with the highest teacher entropy outside the band"),
+    "band_floor": Number(0.25, 0.0, 1.0, "factor for samples outside the band; 0 leaves them out"),
+    "weight_gain": Number(1.0, 0.0, 100.0, "how much disagreement adds to a weight"),
+    "weight_min": Number(0.25, 0.0, 1.0, "lowest weight"),
+    "weight_max": Number(4.0, 1.0, 100.0, "highest weight"),
+}
+
+
+def decide(evidence: Evidence, numbers: Numbers) -> Decision:
+    """Settings {"temperature"} and weights F32 [n_train]."""
+    temperature, reasons = _temperature(evidence, numbers)
+    weights = weights_of(evidence.samples, numbers, evidence.gate)
+    return Decision({"temperature": temperature}, weights, reasons)
+
+
+def _temperature(evidence: Evidence, numbers: Numbers) -> tuple[float, tuple[str, ...]]:
+    tau, held_out = evidence.temperature, evidence.held_out
+    if not evidence.settled(numbers):
+        return tau, ()
+    step = numbers["temperature_step"]
+    # The first evaluation has nothing to be compared with.
+    if held_out.fresh and held_out.count > 1 and held_out.ece > held_out.ema * (1 + numbers["ece_rise"]):
+        reason = f"held-out ECE {held_out.ece:.4f} exceeds its average {held_out.ema:.4f}"
+        return _moved(tau, tau * (1 + step), reason, numbers)
+    student, teacher = (evidence.diagnostics.get(f"entropy_{side}") for side in ("student", "teacher"))
+    if student is not None and teacher is not None and student > teacher * (1 + numbers["entropy_excess"]):
+        reason = f"student entropy {student:.4f} exceeds the teacher's {teacher:.4f}"
+        return _moved(tau, tau * (1 - step), reason, numbers)
+    return tau, ()
+
+
+def _moved(tau: float, wanted: float, reason: str, numbers: Numbers) -> tuple[float, tuple[str, ...]]:
+    bounded = min(max(wanted, numbers["temperature_min"]), numbers["temperature_max"])
+    if bounded == tau:
+        return tau, ()
+    return bounded, (f"temperature {tau:.3f} -> {bounded:.3f}: {reason}",)
+
+
+def weights_of(samples: Samples, numbers: Numbers, gate: Mapping[str, Any]) -> NDArray[np.float32] | None:
+    """Weights F32 [n_train], mean 1 over the samples that are not left out; None while none was traced.
+
+    Samples not traced yet count as the mean of those that were. A gate's samples get exactly 0, as do those outside the
+    band when `band_floor` is 0.
+    """
+    seen = samples.seen
+    if not seen.any():
+        return None
+    disagreement = samples.disagreement[seen]
+    mean = float(disagreement.mean())
+    raw = np.ones(len(disagreement))
+    if mean > 0:
+        raw += numbers["weight_gain"] * disagreement / mean
+    raw[_outside(samples.entropy[seen], numbers["drop_low"], numbers["drop_high"])] *= numbers["band_floor"]
+    closed = _outside(samples.entropy[seen], float(gate.get("drop_low", 0.0)), float(gate.get("drop_high", 0.0)))
+    raw[closed] = 0.0
+    return _spread(raw, seen, numbers)
+
+
+def _spread(raw: Floats, seen: NDArray[np.bool_], numbers: Numbers) -> NDArray[np.float32]:
+    """Bounded weights for all samples from the raw weights of the seen ones."""
+    kept = raw > 0
+    full = np.full(len(seen), float(raw[kept].mean()) if kept.any() else 1.0)
+    full[seen] = raw
+    open_samples = full > 0
+    full[open_samples] = bounded_weights(full[open_samples], numbers["weight_min"], numbers["weight_max"])
+    return full.astype(np.float32)
+
+
+def _outside(entropy: Floats, low: float, high: float) -> NDArray[np.int64]:
+    """Positions of the floor(low * n) lowest and floor(high * n) highest entropies; ties go by position."""
+    order = np.argsort(entropy, kind="stable").astype(np.int64)
+    n = len(order)
+    return np.concatenate((order[: int(low * n)], order[n - int(high * n) :]))
+
+
+PACK = Pack("starter", decide, NUMBERS)

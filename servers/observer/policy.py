@@ -1,0 +1,144 @@
+"""What a policy pack is, and the bounds every policy keeps.
+
+Responsible for: the evidence a pack may look at, the decision it gives, its numbers with their limits, and weights that are
+bounded and have mean 1 at once. Refuses: numbers the pack does not have or outside their limits (E2-MANIFEST), decisions
+outside the bounds. Pure; numpy only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from servers.observer.diagnostics import Figures, Floats, Samples
+from servers.observer.trajectory import Trajectory
+from syscalls import limits
+from syscalls.errors import RecurosError
+
+Numbers = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Number:
+    """A pack's number: default and inclusive limits."""
+
+    default: float
+    low: float
+    high: float
+    doc: str
+
+
+@dataclass
+class HeldOut:
+    """The student's calibration on validation data. `ema` covers the evaluations before the newest one.
+
+    `fresh` until a decision has looked at it, so that one evaluation moves the temperature once.
+    """
+
+    count: int = 0
+    ece: float = 0.0
+    ema: float = 0.0
+    fresh: bool = False
+
+    def add(self, ece: float, momentum: float) -> None:
+        """Take a new evaluation; the one before it joins the average."""
+        if self.count == 1:
+            self.ema = self.ece
+        elif self.count > 1:
+            self.ema = momentum * self.ema + (1 - momentum) * self.ece
+        self.count, self.ece, self.fresh = self.count + 1, ece, True
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All a pack may look at. `temperature`: the last one decided. `changed_at`: the window whose evidence moved it."""
+
+    window: int
+    diagnostics: Figures
+    trajectory: Trajectory
+    held_out: HeldOut
+    samples: Samples
+    temperature: float
+    changed_at: int
+    gate: Mapping[str, Any] = field(default_factory=dict)
+
+    def settled(self, numbers: Numbers) -> bool:
+        """Whether the last change of temperature has had its `cooldown` windows."""
+        return self.window - self.changed_at >= numbers.get("cooldown", 1)
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Settings wanted ({}: no change), weights F32 [n_train] if any, and the reasons in words."""
+
+    settings: dict[str, float] = field(default_factory=dict)
+    weights: NDArray[np.float32] | None = None
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A policy pack: a pure function and its numbers."""
+
+    name: str
+    decide: Callable[[Evidence, Numbers], Decision]
+    numbers: Mapping[str, Number]
+
+
+def numbers_of(pack: Pack, table: Mapping[str, Any]) -> dict[str, float]:
+    """The pack's numbers, with the manifest's [policy] table over the defaults; keys may be in kebab case."""
+    given = {str(k).replace("-", "_"): v for k, v in table.items() if k != "pack" and v is not None}
+    for name, value in given.items():
+        if name not in pack.numbers:
+            close = difflib.get_close_matches(name, pack.numbers, n=1)
+            hint = f"did you mean {close[0]}?" if close else f"numbers: {', '.join(sorted(pack.numbers)) or 'none'}"
+            raise RecurosError("E2-MANIFEST", f"[policy] pack {pack.name!r} has no number {name!r}", hint=hint)
+        number = pack.numbers[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not number.low <= value <= number.high:
+            raise RecurosError(
+                "E2-MANIFEST",
+                f"[policy] {name} = {value!r} is outside {number.low:g}..{number.high:g}",
+                hint=f"{number.doc}; default {number.default:g}",
+            )
+    return {name: float(given.get(name, number.default)) for name, number in pack.numbers.items()}
+
+
+def bounded_weights(raw: Floats, low: float, high: float) -> Floats:
+    """clip(s * raw, low, high) with the one s that makes the mean 1. raw: positive [n]; 0 <= low <= 1 <= high.
+
+    Normalising first and clipping afterwards would leave another mean, and so another learning rate.
+    """
+    if not len(raw):
+        return raw.copy()
+    floor, ceiling = low / float(raw.max()), high / float(raw.min())
+    for _ in range(200):  # the mean rises with s: bisect until no double lies between
+        scale = (floor + ceiling) / 2
+        if scale in (floor, ceiling):
+            break
+        if float(np.clip(scale * raw, low, high).mean()) < 1.0:
+            floor = scale
+        else:
+            ceiling = scale
+    return np.clip(ceiling * raw, low, high)
+
+
+def check(decision: Decision, numbers: Numbers, gate: Mapping[str, Any]) -> Decision:
+    """The decision, if it keeps the bounds; E2-LIMIT names what does not."""
+    temperature = decision.settings.get("temperature", limits.TEMPERATURE_MIN)
+    if not limits.TEMPERATURE_MIN <= temperature <= limits.TEMPERATURE_MAX:
+        raise RecurosError("E2-LIMIT", f"temperature {temperature} is outside 1..4")
+    if decision.weights is not None:
+        low, high = numbers.get("weight_min", 0.0), numbers.get("weight_max", np.inf)
+        # Only a gate, or a pack told to, leaves a sample out altogether.
+        may_be_zero = bool(gate) or numbers.get("band_floor", 0.0) == 0.0
+        slack = 1e-6  # weights are float32
+        for weight in np.unique(decision.weights).tolist():
+            inside = low * (1 - slack) <= weight <= high * (1 + slack) or (weight == 0.0 and may_be_zero)
+            if not inside:
+                raise RecurosError("E2-LIMIT", f"sample weight {weight:g} is outside {low:g}..{high:g}")
+    return decision

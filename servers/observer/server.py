@@ -1,0 +1,238 @@
+"""The Observer's handlers.
+
+Responsible for: answering every `trace` with one `policy_submit`, `evaluate` and `calibrate` on held-out data. Refuses: to
+touch the learner. It maps trace pages read-only, holds no parameter and no right to write any.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from kfs.ids import is_object_id
+from kfs.records import RecordKind
+from kfs.store import Store
+from servers.models.model import Batch
+from servers.observer.diagnostics import Figures, Samples, Trace, read_trace
+from servers.observer.evaluation import Evaluator, tensors
+from servers.observer.packs import pack_of
+from servers.observer.policy import Decision, numbers_of
+from servers.observer.state import (
+    HELD_OUT_MOMENTUM,
+    History,
+    State,
+    decide,
+    decode_evidence,
+    encode_evidence,
+    fold,
+)
+from syscalls.errors import RecurosError
+from syscalls.pages import pack_arrays, unpack_arrays
+from syscalls.serve import Handler, Kernel, serve
+
+THREADS: Final = 1
+TEMPERATURE_DEFAULT: Final = 2.0
+RECORDS_BACK_MAX: Final = 4096
+"""How far back a restarted Observer looks for its last policy; a window makes a handful of records."""
+
+
+class ObserverService:
+    """Diagnostics and policies of one run."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        torch.set_num_threads(THREADS)
+        torch.use_deterministic_algorithms(True)
+        self._kernel = kernel
+        config = kernel.config
+        table = config.get("policy") or {}
+        self._pack = pack_of(str(table.get("pack") or "starter"))
+        self._numbers = numbers_of(self._pack, table)
+        self._kd = config.get("kd") or (config.get("model") or {}).get("kd") or {}
+        self._batch = int((config.get("data") or {}).get("batch") or 32)
+        self._store_path = Path(str(config["store"]))
+        self._reader: Store | None = None
+        self._evaluator_made: Evaluator | None = None
+        self._splits: dict[str, Batch] = {}
+        self._n_train = 0
+        self._state: State | None = None
+        self._history = History()
+        self._traced = ""  # the snapshot whose evidence was folded in last
+        self.handlers: Mapping[str, Handler] = {
+            "trace": self.trace,
+            "evaluate": self.evaluate,
+            "calibrate": self.calibrate,
+        }
+        self.info: dict[str, Any] = {"pack": self._pack.name, "numbers": self._numbers, "threads": THREADS}
+
+    def idle(self) -> bool:
+        """Everything happens on request."""
+        return False
+
+    def drain(self) -> None:
+        """Close the store."""
+        if self._reader is not None:
+            self._reader.close()
+
+    # --- policies ----------------------------------------------------------------------------------------------------
+
+    def trace(
+        self,
+        *,
+        window: int,
+        snapshot: str,
+        metrics: dict[str, Any],
+        maps: dict[str, Any],
+        policy: dict[str, Any],
+        page: int,
+    ) -> None:
+        """Evidence of a staged window; answered by `policy_submit`, with {} where there is nothing to decide."""
+        rows = self._read(page) if page else None
+        if rows is None or not len(rows) or "kd" not in metrics:
+            self._submit(window, {}, 0)  # no teacher ran: it is being trained itself, or distillation is off
+            return
+        state = self._state_before(window, policy)
+        self._history.keep(window, state)
+        self._kernel.checkpoint()
+        figures = fold(state, window, rows, metrics, maps)
+        decision = decide(state, self._pack, self._numbers, figures, policy.get("gate") or {})
+        self._state, self._traced = state, snapshot
+        self._kernel.checkpoint()
+        if decision.settings:
+            self._submit(window, self._settings(decision, figures), self._offer(snapshot, figures, decision))
+        else:
+            self._submit(window, {}, 0)
+
+    def _read(self, page: int) -> Trace | None:
+        """The rows of a trace page. A page that cannot be read is said in the log and counts as none."""
+        source = self._kernel.map(page)
+        try:
+            return read_trace(unpack_arrays(source.view)[0])
+        except RecurosError as error:
+            print(f"trace page {page}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
+            return None
+        finally:
+            source.close()
+            self._kernel.release(page)
+
+    def _state_before(self, window: int, policy: Mapping[str, Any]) -> State:
+        """The state to fold `window` into: the one held, an earlier one when the window runs again, or the recorded one."""
+        state = self._state
+        if state is not None and state.window >= window:
+            state = self._history.before(window)
+        if state is None:
+            state = self._recorded(window, policy)
+        if state is None:
+            tau = float(self._kd.get("temperature") or TEMPERATURE_DEFAULT)
+            state = State(temperature=tau, initial=tau, samples=Samples(self._train_size()))
+        return state
+
+    def _recorded(self, window: int, policy: Mapping[str, Any]) -> State | None:
+        """The state in the newest recorded evidence of an earlier window, else in that of the policy in force."""
+        in_force = policy.get("evidence")
+        evidence = str(in_force) if is_object_id(in_force) else ""
+        if not self._store_path.is_dir():
+            return None
+        store = self._store()
+        store.refresh()
+        for seq in range(store.size - 1, max(-1, store.size - 1 - RECORDS_BACK_MAX), -1):
+            record = store.record(seq)
+            if record.kind is RecordKind.POLICY and record.args["window"] < window and record.input_ids:
+                evidence = record.input_ids[-1]  # the kernel lists weights before evidence
+                break
+        return decode_evidence(bytes(store.get(evidence).data)) if evidence else None
+
+    def _settings(self, decision: Decision, figures: Figures) -> dict[str, Any]:
+        """The complete settings wanted, with a few figures for whoever reads the ledger."""
+        assert self._state is not None
+        small: dict[str, Any] = {name: value for name, value in figures.items() if value is not None}
+        if self._state.held_out.count:
+            small["held_out_ece"] = self._state.held_out.ece
+            small["held_out_ece_average"] = self._state.held_out.ema
+        if decision.reasons:
+            small["why"] = "; ".join(decision.reasons)
+        settings = dict(decision.settings)
+        if self._state.temperature == self._state.initial:
+            settings.pop("temperature", None)
+        return {**settings, "weights": 0, "evidence": small}
+
+    def _offer(self, snapshot: str, figures: Figures, decision: Decision) -> int:
+        """Weights and evidence in one page: "weights" F32 [n_train] (if any) and "evidence" U8."""
+        assert self._state is not None
+        evidence = encode_evidence(self._state, snapshot, figures, decision, self._numbers)
+        rows: list[tuple[str, str, tuple[int, ...], Any]] = [("evidence", "U8", (len(evidence),), evidence)]
+        if decision.weights is not None:
+            weights = np.ascontiguousarray(decision.weights, dtype="<f4")
+            rows.insert(0, ("weights", "F32", weights.shape, weights.data))
+        page = pack_arrays(rows, {"window": self._state.window})
+        try:
+            return self._kernel.offer(page)
+        finally:
+            page.close()
+
+    def _submit(self, window: int, settings: dict[str, Any], blobs: int) -> None:
+        """Submit; a window that rolled back or timed out meanwhile wants no policy any more, and that is no fault."""
+        try:
+            self._kernel.syscall("policy_submit", window=window, settings=settings, pack=self._pack.name, blobs=blobs)
+        except RecurosError as error:
+            if blobs:
+                self._kernel.release(blobs)
+            if error.code != "E2-USAGE":
+                raise
+            print(f"policy of window {window}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
+
+    # --- held-out data -----------------------------------------------------------------------------------------------
+
+    def evaluate(self, snapshot: str, split: str) -> dict[str, Any]:
+        """Scores of a snapshot's student and teacher on a split.
+
+        Validation scores of the snapshot traced last also feed the policies; other snapshots and the test split never do.
+        """
+        scores = self._evaluator().scores(snapshot, split)
+        ece = scores["student"].get("ece")
+        if split == "validation" and snapshot == self._traced and self._state is not None and ece is not None:
+            self._state.held_out.add(ece, self._numbers.get("ece_momentum", HELD_OUT_MOMENTUM))
+        return {"scores": scores}
+
+    def calibrate(self, snapshot: str, mode: str) -> dict[str, Any]:
+        """A scaling temperature for the student of a snapshot."""
+        return {"result": self._evaluator().calibrate(snapshot, mode)}
+
+    def _evaluator(self) -> Evaluator:
+        if self._evaluator_made is None:
+            self._evaluator_made = Evaluator(self._store(), self._split, self._kernel.checkpoint, self._batch)
+        return self._evaluator_made
+
+    def _store(self) -> Store:
+        if self._reader is None:
+            self._reader = Store.open_reader(self._store_path)
+        return self._reader
+
+    def _train_size(self) -> int:
+        if not self._n_train:
+            self._split("validation")  # any split's page tells the sizes of all three
+        return self._n_train
+
+    def _split(self, name: str) -> Batch:
+        """A split's columns; fetched once, since splits never change."""
+        if name not in self._splits:
+            handle = int(self._kernel.call("dataset.split", name=name)["page"])
+            source = self._kernel.map(handle)
+            try:
+                arrays, meta = unpack_arrays(source.view)
+                self._splits[name] = tensors(arrays)
+                self._n_train = int(meta["sizes"]["train"])
+            finally:
+                arrays = {}
+                source.close()
+                self._kernel.release(handle)
+        return self._splits[name]
+
+
+def main() -> int:
+    """Serve until drained."""
+    return serve("observer", ObserverService)

@@ -1,0 +1,169 @@
+"""What the Observer remembers across windows, and how a window is folded into it.
+
+Responsible for: the one state (temperature decided, trajectory, held-out calibration, per-sample averages, probe sums), its
+encoding inside the evidence of every policy, and stepping back when a window is run again. Refuses: evidence of another
+version (E9-VERSION). Pure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgpack
+
+from servers.observer.diagnostics import Figures, Samples, Sums, Trace, diagnose, gained, probe_figures, probe_sums
+from servers.observer.policy import Decision, Evidence, HeldOut, Numbers, Pack, check
+from servers.observer.trajectory import Trajectory
+from syscalls import limits
+from syscalls.errors import RecurosError
+
+VERSION: Final = 1
+LONG_AGO: Final = -(1 << 31)
+HELD_OUT_MOMENTUM: Final = 0.9
+
+
+@dataclass
+class State:
+    """`window`: the last one folded in. `generation`: teacher generation the per-sample averages belong to.
+
+    `initial` is the temperature before any policy: while the pack has not moved away from it, the operator's stands.
+    """
+
+    temperature: float
+    initial: float
+    samples: Samples
+    window: int = -1
+    generation: int = 0
+    changed_at: int = LONG_AGO
+    trajectory: Trajectory = field(default_factory=Trajectory)
+    held_out: HeldOut = field(default_factory=HeldOut)
+    sums: Sums = field(default_factory=dict)
+
+    def to_map(self) -> dict[str, Any]:
+        """Plain values; `of_map` reads them back exactly."""
+        held = self.held_out
+        return {
+            "temperature": self.temperature,
+            "initial": self.initial,
+            "window": self.window,
+            "generation": self.generation,
+            "changed_at": self.changed_at,
+            "trajectory": self.trajectory.to_map(),
+            "held_out": [held.count, held.ece, held.ema, held.fresh],
+            "sums": self.sums,
+            "samples": self.samples.to_map(),
+        }
+
+    @classmethod
+    def of_map(cls, values: Mapping[str, Any]) -> State:
+        """Inverse of `to_map`."""
+        count, ece, ema, fresh = values["held_out"]
+        return cls(
+            temperature=float(values["temperature"]),
+            initial=float(values["initial"]),
+            samples=Samples.of_map(values["samples"]),
+            window=int(values["window"]),
+            generation=int(values["generation"]),
+            changed_at=int(values["changed_at"]),
+            trajectory=Trajectory.of_map(values["trajectory"]),
+            held_out=HeldOut(int(count), float(ece), float(ema), bool(fresh)),
+            sums={row: dict(fields) for row, fields in values["sums"].items()},
+        )
+
+    def copy(self) -> State:
+        """A state that shares nothing with this one."""
+        return State.of_map(msgpack.unpackb(msgpack.packb(self.to_map()), strict_map_key=False))
+
+
+def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], maps: Mapping[str, Any]) -> Figures:
+    """Fold a window into the state; its diagnostics.
+
+    A new generation has another teacher: per-sample averages, held-out calibration and probe sums start anew.
+    """
+    generation = int(metrics.get("generation", state.generation))
+    if generation != state.generation:
+        state.generation = generation
+        state.samples = Samples(len(state.samples.entropy))
+        state.held_out = HeldOut()
+        state.changed_at = LONG_AGO
+    if state.temperature == state.initial:  # the pack has not moved it: the one in force is the operator's
+        state.temperature = state.initial = float(metrics.get("temperature", state.initial))
+    now = probe_sums(maps)
+    figures = {**diagnose(trace), **probe_figures(gained(now, state.sums))}
+    state.sums = now
+    state.samples.add(trace)
+    state.samples.settle()
+    state.trajectory.add(window, figures)
+    state.window = window
+    return figures
+
+
+def decide(state: State, pack: Pack, numbers: Numbers, figures: Figures, gate: Mapping[str, Any]) -> Decision:
+    """The pack's decision on the state as it is, checked against its bounds and taken note of."""
+    evidence = Evidence(
+        window=state.window,
+        diagnostics=figures,
+        trajectory=state.trajectory,
+        held_out=state.held_out,
+        samples=state.samples,
+        temperature=state.temperature,
+        changed_at=state.changed_at,
+        gate=gate,
+    )
+    decision = check(pack.decide(evidence, numbers), numbers, gate)
+    if evidence.settled(numbers):
+        state.held_out.fresh = False
+    temperature = decision.settings.get("temperature", state.temperature)
+    if temperature != state.temperature:
+        state.temperature, state.changed_at = temperature, state.window
+    return decision
+
+
+def encode_evidence(state: State, snapshot: str, figures: Figures, decision: Decision, numbers: Numbers) -> bytes:
+    """The evidence of a policy as msgpack: what it was decided from, why, and the state to go on from."""
+    document = {
+        "version": VERSION,
+        "window": state.window,
+        "snapshot": snapshot,
+        "diagnostics": figures,
+        "slopes": {name: series.slope for name, series in state.trajectory.series.items()},
+        "numbers": dict(numbers),
+        "settings": decision.settings,
+        "reasons": list(decision.reasons),
+        "state": state.to_map(),
+    }
+    data: bytes = msgpack.packb(document, use_bin_type=True)
+    return data
+
+
+def decode_evidence(data: bytes) -> State:
+    """The state inside an evidence object."""
+    document = msgpack.unpackb(data, raw=False, strict_map_key=False)
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        found = document.get("version") if isinstance(document, dict) else None
+        raise RecurosError("E9-VERSION", f"policy evidence has version {found}, this Observer reads {VERSION}")
+    return State.of_map(document["state"])
+
+
+class History:
+    """States before the latest windows, so that a window that rolled back and runs again is not counted twice.
+
+    Two windows can be outstanding; the kernel hands their traces out in order.
+    """
+
+    def __init__(self) -> None:
+        self._before: deque[tuple[int, State]] = deque(maxlen=2 * limits.POLICY_LAG_WINDOWS)
+
+    def keep(self, window: int, state: State) -> None:
+        """Remember the state as it is before `window` is folded in."""
+        self._before.append((window, state.copy()))
+
+    def before(self, window: int) -> State | None:
+        """The state before `window`, dropping what came after; None when it is not remembered."""
+        found: State | None = None
+        while self._before and self._before[-1][0] >= window:
+            found = self._before.pop()[1]
+        return found
