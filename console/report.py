@@ -28,12 +28,14 @@ class Ledger:
     committed_here: int = 0
     phases: dict[str, int] = field(default_factory=dict)
     scores: dict[str, dict[str, Any]] = field(default_factory=dict)
+    reference: dict[str, dict[str, Any]] = field(default_factory=dict)
     probes: dict[int, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     snapshots: list[dict[str, Any]] = field(default_factory=list)
     faults: list[dict[str, Any]] = field(default_factory=list)
     misses: list[dict[str, Any]] = field(default_factory=list)
     inexact: int = 0
+    policies: int = 0
     generation: int = 0
     last_snapshot: str = ""
 
@@ -73,6 +75,10 @@ def _fold(found: Ledger, record: Record) -> None:
             found.inexact += not args["exact"]
         case RecordKind.EVALUATE:
             found.scores[args["split"]] = {**args["scores"], "seq": record.seq}
+            if record.generation == 0:  # before any swap: the teacher that retention refers to
+                found.reference[args["split"]] = args["scores"].get("teacher", {})
+        case RecordKind.POLICY:
+            found.policies += bool(args["settings"])
         case RecordKind.PROBE_ATTACH:
             keep = {key: args[key] for key in ("id", "hook", "prog", "step")}
             found.probes[args["id"]] = {**keep, "sites": len(args["sites"]), "attached": True}
@@ -103,12 +109,12 @@ def boot_report(
         "windows": {
             "granted": counts[RecordKind.WINDOW_GRANT],
             "committed": counts[RecordKind.WINDOW_COMMIT],
-            "missed": counts[RecordKind.WINDOW_MISS],
+            "missed": sum(str(miss["reason"]).startswith("E7-MISSED") for miss in ledger.misses),
             "rolled_back": counts[RecordKind.WINDOW_ROLLBACK],
         },
         **roles,
         "retention": student / teacher if teacher and student is not None else None,
-        "policies": counts[RecordKind.POLICY],
+        "policies": ledger.policies,
         "probes": [{**probe, "last": figures.get(number)} for number, probe in ledger.probes.items()],
         "ledger": {"size": audit.records, "root": audit.root, "verified": audit.ok},
         "device": device_text(status),
@@ -117,11 +123,12 @@ def boot_report(
 
 
 def _role(ledger: Ledger, status: Mapping[str, Any], role: str) -> dict[str, Any]:
-    test = ledger.scores.get("test", {}).get(role, {})
+    """The student as it is now; the teacher as it was before the first swap, whatever has its role now."""
+    test = ledger.reference.get("test", {}) if role == "teacher" else ledger.scores.get("test", {}).get(role, {})
     params = (
         test.get("params") or ledger.metrics.get(f"{role}_params") or status.get("metrics", {}).get(f"{role}_params")
     )
-    return {"score": test.get("accuracy"), "params": params}
+    return {"score": test.get("accuracy"), "params": int(params) if params else None}
 
 
 def device_text(status: Mapping[str, Any]) -> str:
@@ -132,7 +139,9 @@ def device_text(status: Mapping[str, Any]) -> str:
 
 
 def figures_of(maps: Any) -> Any:
-    """The figures of a probe's maps: numbers by name, whatever they are nested in."""
+    """The figures of a probe: its summary where it gives one, else the numbers of its maps by name."""
+    if isinstance(maps, Mapping) and maps.get("summary"):
+        return figures_of(maps["summary"])
     if isinstance(maps, Mapping):
         found = {str(k): figures_of(v) for k, v in maps.items()}
         return {k: v for k, v in found.items() if v is not None}
@@ -156,7 +165,7 @@ def text(report: Mapping[str, Any], ledger: Ledger) -> str:
         )
     if ledger.inexact:
         lines.append(f"  rollbacks  {ledger.inexact} were NOT exact")
-    lines.append(f"  policies   {report['policies']} recorded, generation {ledger.generation}")
+    lines.append(f"  policies   {report['policies']} that changed something, generation {ledger.generation}")
     for probe in report["probes"]:
         state = "" if probe["attached"] else " (detached)"
         lines.append(f"  probe {probe['id']:<4} {probe['prog']} at {probe['hook']}{state}{_figures(probe['last'])}")

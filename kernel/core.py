@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 from typing import Any
 
-from kernel import flow, lifecycle, outbox
+from kernel import flow, lifecycle, outbox, steer
 from kernel.broker import answer, answer_error, dispatch_fair, end_job, replied, sweep_pages
 from kernel.events import (
     Boot,
@@ -175,10 +175,10 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
             answer(t, data["caller"], {"reply": abi.METHOD_BY_NR[pending.nr].bind_reply(values)})
         return
     if kind == "evaluate":
-        flow.evaluated(t, data, values)
+        steer.evaluated(t, data, values)
         return
     if kind == "attach":
-        flow.attached(t, data, values)
+        steer.attached(t, data, values)
         return
     if kind in ("ping", "telemetry", "inventory") and isinstance(values, RecurosError):
         return  # gauges are for people; a missing one is not a failure
@@ -195,7 +195,7 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
         case "restore":
             lifecycle.learner_restored(t, data["base"], values)
         case "put":
-            flow.policy_stored(t, data, values)
+            steer.policy_stored(t, data, values)
         case "detach":
             _detached(t, data, values)
         case "probes":
@@ -233,9 +233,9 @@ def _recorded(t: Turn, then: str, data: dict[str, Any], seq: int) -> None:
         case "committed":
             flow.committed(t, data, seq)
         case "policy":
-            flow.policy_recorded(t, data, seq)
+            steer.policy_recorded(t, data, seq)
         case "evaluated":
-            flow.evaluation_recorded(t, data, seq)
+            steer.evaluation_recorded(t, data, seq)
         case "halted":
             lifecycle.halted(t)
 
@@ -291,7 +291,7 @@ def _tick(t: Turn) -> None:
             case "abort":
                 flow.abort_overdue(t, **data)
             case "policy":
-                flow.policy_timeout(t, **data)
+                steer.policy_timeout(t, **data)
             case "hello":
                 lifecycle.hello_timeout(t, **data)
             case "restart":

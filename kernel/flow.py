@@ -11,13 +11,21 @@ import signal
 from typing import Any
 
 from kernel import outbox
-from kernel.broker import answer, answer_error, end_job, fair_job, move_page, release_page, request, tell
+from kernel.broker import answer, fair_job, move_page, release_page, request, tell
 from kernel.events import Kill, Report
-from kernel.sched import Reservation, admit
-from kernel.state import KERNEL, Caller, Cursor, Probe, State, Turn
+from kernel.plan import finished, next_cursor, plan_complete, plan_directives, stream_step
+from kernel.state import KERNEL, Caller, Cursor, State, Turn
+from kernel.steer import (
+    evaluate,
+    forget_evidence,
+    policy_at,
+    policy_decided,
+    policy_timeout,
+    waiting_for_probes,
+    weights_for,
+)
 from kernel.window import Window, WindowState
-from probes import catalogue
-from syscalls import abi, limits
+from syscalls import limits
 from syscalls.errors import RecurosError
 
 OPEN = (WindowState.RUNNING, WindowState.STAGED, WindowState.MISSED)
@@ -41,60 +49,11 @@ def advance(t: Turn) -> None:
         _grant(t)
 
 
-def plan_complete(s: State) -> bool:
-    """Whether every phase of the plan has been granted."""
-    return s.cursor.phase >= len(s.config.phases)
-
-
-def waiting_for_probes(s: State) -> bool:
-    """The manifest's probes are attached before the first window."""
-    return s.committed_window == 0 and any(p.kind == "attach" for p in s.pending.values())
-
-
-def next_cursor(s: State, c: Cursor) -> Cursor:
-    """The position after one window; a repeating phase starts over in a detached runtime."""
-    phase = s.config.phases[c.phase]
-    if c.window + 1 < phase.windows:
-        return c._replace(window=c.window + 1)
-    generation = c.generation + (1 if phase.end.startswith("swap:") else 0)
-    if phase.repeat and s.config.detached:
-        return Cursor(c.phase, 0, generation, c.repeats + 1)
-    return Cursor(c.phase + 1, 0, generation, 0)
-
-
-def plan_directives(s: State, c: Cursor) -> list[list[Any]]:
-    """What the plan asks for before the first window of a phase: the `end` of the phase before it."""
-    if c.window:
-        return []
-    if c.repeats:
-        end = s.config.phases[c.phase].end
-    else:
-        end = s.config.phases[c.phase - 1].end if c.phase else ""
-    return [["swap", {"mode": end.removeprefix("swap:")}]] if end.startswith("swap:") else []
-
-
-def policy_at(s: State, window: int) -> dict[str, Any]:
-    """The settings in force at a window: the latest that applies at or before it."""
-    due = [k for k in s.policies if k <= window]
-    return s.policies[max(due)] if due else {}
-
-
-def policy_decided(s: State, window: int) -> bool:
-    """In deterministic mode window k + 2 waits for the Observer's word on k."""
-    return not s.config.deterministic or all(k + limits.POLICY_LAG_WINDOWS > window for k in s.awaiting_policy)
-
-
-def stream_step(s: State, c: Cursor) -> int:
-    """Position in the phase's data stream, in batches; repeats go on where the last one stopped."""
-    phase = s.config.phases[c.phase]
-    return (c.repeats * phase.windows + c.window) * phase.steps
-
-
 def _prefetch(t: Turn, window: int, c: Cursor) -> None:
     s = t.state
     if window in s.filling or c.phase >= len(s.config.phases) or s.servers["dataset"].state != "ready":
         return
-    weights = _weights_for(s, window)
+    weights = weights_for(s, window)
     have = s.prefetch.get(window)
     if have is not None:
         if have[2] == weights or not policy_decided(s, window):
@@ -115,17 +74,13 @@ def _prefetch(t: Turn, window: int, c: Cursor) -> None:
             "step0": stream_step(s, c),
             "steps": phase.steps,
             "weights": weights if phase.spec.get("train") == "student" else "",
-            "gate": s.gate,
+            "gate": {k: v for k, v in s.gate.items() if k == "mask"},
         },
         window=window,
         weights=weights,
         cursor=list(c),
         gate=s.gate,
     )
-
-
-def _weights_for(s: State, window: int) -> str:
-    return str(policy_at(s, window).get("weights") or "")
 
 
 def filled(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
@@ -149,7 +104,7 @@ def _grant(t: Turn) -> None:
     w = Window(
         id=wid,
         attempt=1 + s.failures_in_a_row,
-        cursor=(c.phase, c.window, c.generation, c.repeats),
+        cursor=(c.phase, c.window, c.repeats),
         phase=phase.spec,
         step0=stream_step(s, c),
         steps=phase.steps,
@@ -167,6 +122,8 @@ def _grant(t: Turn) -> None:
     w.to(WindowState.RUNNING)
     s.windows[wid] = w
     s.directives = []
+    w.swaps = sum(kind == "swap" for kind, _ in planned + w.directives)
+    w.generation = s.generation + w.swaps
     s.policy, s.policy_seq = w.policy, w.policy_seq
     s.counts["granted"] += 1
     s.cursor, s.next_window = next_cursor(s, c), wid + 1
@@ -212,9 +169,6 @@ def _grant(t: Turn) -> None:
     _prefetch(t, s.next_window, s.cursor)
 
 
-# --- the learner's answers ---------------------------------------------------------------------------------------------------
-
-
 def progress(t: Turn, args: dict[str, Any]) -> None:
     """Where the learner is inside its window."""
     w = t.state.windows.get(args["window"])
@@ -241,7 +195,7 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
         return
     w.to(WindowState.STAGED)
     w.staged_ns, w.snapshot, w.metrics, w.step = t.now_ns, args["snapshot"], args["metrics"], w.steps
-    s.base, s.metrics, s.failures_in_a_row = w.snapshot, w.metrics, 0
+    s.base, s.metrics, s.failures_in_a_row, s.generation = w.snapshot, w.metrics, 0, w.generation
     _note_cka(s, args["maps"])
     outbox.record(
         t,
@@ -249,7 +203,7 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
         {
             "window": w.id,
             "boot": s.boot_id,
-            "phase": {"name": w.phase["name"], "index": w.cursor[0], "repeat": w.cursor[3]},
+            "phase": {"name": w.phase["name"], "index": w.cursor[0], "repeat": w.cursor[2]},
             "step0": w.step0,
             "steps": w.steps,
             "grant_seq": w.grant_seq,
@@ -282,12 +236,21 @@ def _to_observer(t: Turn, w: Window, maps: dict[str, Any], trace: int) -> None:
     fair_job(
         t,
         "observer.trace",
-        {"window": w.id, "snapshot": w.snapshot, "metrics": w.metrics, "maps": maps, "policy": w.policy, "page": trace},
+        {
+            "window": w.id,
+            "snapshot": w.snapshot,
+            "metrics": w.metrics,
+            "maps": maps,
+            "policy": {**w.policy, "gate": s.gate},
+            "page": trace,
+        },
     )
     t.timer(limits.POLICY_TIMEOUT_NS, "policy", window=w.id)
     s.traces[w.id] = trace
     if s.config.eval_every and w.id % s.config.eval_every == 0:
-        evaluate(t, w.snapshot, "validation", None)
+        evaluate(t, w.snapshot, "validation", None, w.generation)
+    if w.phase.get("train") == "student" and "test" not in s.reference:
+        evaluate(t, w.snapshot, "test", None, w.generation)  # the teacher as it was given: what retention refers to
 
 
 def _note_cka(s: State, maps: dict[str, Any]) -> None:
@@ -303,6 +266,7 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
     keep = {k: v for k, v in s.policies.items() if k >= max([p for p in s.policies if p <= horizon], default=0)}
     return {
         "cursor": list(next_cursor(s, Cursor(*w.cursor))),
+        "generation": w.generation,
         "kd": s.kd,
         "gate": s.gate,
         "policies": {str(k): v for k, v in keep.items()},
@@ -313,6 +277,7 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
         "probes": [{"id": p.id, "hook": p.hook, "prog": p.prog, "every": p.every} for p in s.probes.values()],
         "next_probe": s.next_probe,
         "scores": s.scores,
+        "reference": s.reference,
     }
 
 
@@ -336,14 +301,14 @@ def committed(t: Turn, data: dict[str, Any], seq: int) -> None:
     del s.windows[w.id]
     if s.servers["learner"].state == "ready":
         tell(t, "learner.committed", {"window": w.id})
-    for kind, args in w.directives:
-        if kind == "swap":
-            outbox.record(
-                t,
-                "generation",
-                {"generation": s.cursor.generation, "window": w.id, "reason": f"swap {args['mode']}"},
-                result=w.snapshot,
-            )
+    if w.swaps:
+        outbox.record(
+            t,
+            "generation",
+            {"generation": w.generation, "window": w.id, "reason": f"{w.swaps} role swap(s)"},
+            result=w.snapshot,
+            generation=w.generation,
+        )
 
 
 def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> None:
@@ -392,7 +357,7 @@ def _rolled_back(t: Turn, w: Window, restored: str) -> None:
         _final_rollback(t, later, restored, exact=restored == w.base)
     exact = restored == w.base
     _final_rollback(t, w, restored, exact=exact)
-    s.cursor, s.next_window, s.base = Cursor(*w.cursor), w.id, w.base
+    s.cursor, s.next_window, s.base, s.generation = Cursor(*w.cursor), w.id, w.base, w.generation - w.swaps
     for page, _, _ in s.prefetch.values():
         release_page(t, KERNEL, page)
     s.prefetch.clear()
@@ -458,9 +423,6 @@ def stop_plan(t: Turn, w: Window) -> None:
     t.emit(Report({"event": "state", "state": "done"}))
 
 
-# --- timers --------------------------------------------------------------------------------------------------------------------
-
-
 def deadline(t: Turn, window: int, granted_ns: int) -> None:
     """The deadline passed; a window that is still running is missed, whether its learner is slow or hung."""
     w = t.state.windows.get(window)
@@ -488,29 +450,6 @@ def abort_running(t: Turn, code: str, reason: str) -> None:
     for w in list(t.state.windows.values()):
         if w.state is WindowState.RUNNING:
             miss(t, w, code, reason, tell_learner=True)
-
-
-def policy_timeout(t: Turn, window: int) -> None:
-    """The Observer has not answered: the absence itself is an input of window + 2, and recorded as one."""
-    s = t.state
-    if window in s.awaiting_policy:
-        forget_evidence(t, window)
-        end_job(t, "observer", s.servers["observer"].cpu_ns)
-        outbox.record(
-            t,
-            "policy",
-            {"window": window, "applies_at": window + limits.POLICY_LAG_WINDOWS, "settings": {}, "pack": "timeout"},
-        )
-
-
-def forget_evidence(t: Turn, window: int) -> None:
-    """Nobody waits for a policy on this window any more."""
-    s = t.state
-    s.awaiting_policy.discard(window)
-    release_page(t, KERNEL, s.traces.pop(window, 0))
-
-
-# --- servers lost and found ------------------------------------------------------------------------------------------------------
 
 
 def server_lost(t: Turn, name: str, reason: str) -> None:
@@ -549,272 +488,7 @@ def finish_plan(t: Turn) -> None:
     if any(p.kind == "evaluate" for p in s.pending.values()) or not _observer_up(s):
         return
     if "test" in s.scores and s.scores["test"].get("snapshot") == s.committed:
-        _done(t)
+        finished(t)
         return
     s.final_asked = True
-    evaluate(t, s.committed or s.base, "test", None)
-
-
-def _done(t: Turn) -> None:
-    s = t.state
-    s.phase = "done"
-    t.event("state", state="done")
-    t.emit(Report({"event": "state", "state": "done"}))
-
-
-# --- steering --------------------------------------------------------------------------------------------------------------------
-
-
-def evaluate(t: Turn, snapshot: str, split: str, caller: Caller | None) -> None:
-    """Score a snapshot in the Observer's process."""
-    request(
-        t,
-        "evaluate",
-        "observer.evaluate",
-        {"snapshot": snapshot, "split": split},
-        caller=caller,
-        snapshot=snapshot,
-        split=split,
-    )
-
-
-def evaluated(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
-    """Scores are a record before they are anything else."""
-    s = t.state
-    caller = data["caller"]
-    if isinstance(values, RecurosError):
-        if caller:
-            answer_error(t, caller, values)
-        if s.final_asked:
-            s.error = values.to_wire()
-            _done(t)
-        return
-    scores = {**values["scores"], "snapshot": data["snapshot"]}
-    s.scores[data["split"]] = scores
-    final = s.final_asked and data["split"] == "test" and caller is None
-    outbox.record(
-        t,
-        "evaluate",
-        {"split": data["split"], "scores": scores},
-        actor="observer",
-        parent=data["snapshot"],
-        then="evaluated",
-        then_data={"caller": caller, "scores": scores, "final": final},
-    )
-
-
-def evaluation_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
-    """The evaluation is durable."""
-    if data["caller"]:
-        answer(t, data["caller"], {"scores": data["scores"], "seq": seq})
-    if data["final"] and t.state.phase == "running":
-        _done(t)
-
-
-def submit_policy(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
-    """The Observer's decision on one window's evidence; bounds are checked here, not there."""
-    s = t.state
-    window = args["window"]
-    end_job(t, "observer", cpu_ns)
-    trace = s.traces.pop(window, 0)
-    release_page(t, KERNEL, trace)
-    if window not in s.awaiting_policy:
-        raise RecurosError(
-            "E2-USAGE", f"no policy is due for window {window}", hint="it timed out, or the window rolled back"
-        )
-    settings = args["settings"]
-    try:
-        check_policy(settings)
-    except RecurosError as error:
-        s.awaiting_policy.discard(window)
-        outbox.record(t, "fault", {"name": "observer", "code": error.code, "message": error.message}, actor="observer")
-        raise
-    if not settings:
-        s.awaiting_policy.discard(window)
-        answer(t, caller, {})
-        return
-    data = {"window": window, "settings": settings, "pack": args["pack"], "caller": caller}
-    if args["blobs"]:
-        page = move_page(t, "observer", args["blobs"], KERNEL).slot
-        request(
-            t,
-            "put",
-            "archivist.put",
-            {"objects": [["policy", "weights"], ["cal", "evidence"]], "page": page},
-            page=page,
-            **data,
-        )
-    else:
-        policy_stored(t, data, {"ids": ["", ""]})
-
-
-def check_policy(settings: dict[str, Any]) -> None:
-    """The typed bounds of a policy; E2-LIMIT names key, value and bound."""
-    bounds = {
-        "temperature": (limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX),
-        "mix": (0.0, 1.0),
-        "alpha": (0.0, limits.ALPHA_MAX),
-        "weights": (0, 1),
-    }
-    for key, value in settings.items():
-        if key == "evidence":
-            if not isinstance(value, dict):
-                raise RecurosError("E2-LIMIT", "policy evidence must be a map of figures")
-            continue
-        if key not in bounds:
-            raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r}", hint=f"it can set: {', '.join(bounds)}")
-        low, high = bounds[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise RecurosError(
-                "E2-LIMIT", f"policy {key} = {value!r} is outside [{low}, {high}]", hint="the policy is refused"
-            )
-
-
-def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
-    """Weights and evidence are durable; now the record."""
-    weights, evidence = values["ids"]
-    if "page" in data:
-        release_page(t, KERNEL, data["page"])
-    settings = {k: v for k, v in data["settings"].items() if k != "evidence"}
-    settings["weights"] = weights
-    recorded = {**settings, "evidence": data["settings"].get("evidence", {})}
-    applies_at = data["window"] + limits.POLICY_LAG_WINDOWS
-    outbox.record(
-        t,
-        "policy",
-        {"window": data["window"], "applies_at": applies_at, "settings": recorded, "pack": data["pack"]},
-        actor="observer",
-        inputs=tuple(x for x in (weights, evidence) if x),
-        then="policy",
-        then_data={
-            "window": data["window"],
-            "applies_at": applies_at,
-            "settings": {**settings, "evidence": evidence},
-            "caller": data["caller"],
-        },
-    )
-
-
-def policy_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
-    """The policy is durable and takes effect at its window."""
-    s = t.state
-    if data["window"] in s.awaiting_policy or data["applies_at"] >= s.next_window:
-        s.policies[data["applies_at"]] = {**data["settings"], "seq": seq}
-        s.policy_count += 1
-    s.awaiting_policy.discard(data["window"])
-    answer(t, data["caller"], {"seq": seq})
-
-
-def attach(t: Turn, hook: str, prog: str, every: int, caller: Caller | None, actor: str, cap: int = -1) -> None:
-    """Check a program against the catalogue and ask the learner to attach it."""
-    s = t.state
-    if len(s.probes) >= limits.PROBES_MAX:
-        raise RecurosError(
-            "E2-LIMIT", f"{len(s.probes)} probes are attached, the limit", hint="recuros probe detach ID"
-        )
-    held = s.self_cap(caller.principal).rights if caller else s.config.servers["observer"].rights  # type: ignore[union-attr]
-    admitted = catalogue.check(hook, f"{prog},every={every}" if every else prog, abi.right_names(held))
-    probe = Probe(s.next_probe, hook, admitted.prog, 0)
-    s.next_probe += 1
-    if not s.learner_ok:
-        raise RecurosError("E75-AGAIN", "the learner is not ready", hint="try again in a moment")
-    send_attach(t, probe, caller, actor=actor, cap=cap, fresh=True)
-
-
-def send_attach(
-    t: Turn, probe: Probe, caller: Caller | None, *, actor: str = "", cap: int = -1, fresh: bool = False
-) -> None:
-    """Attach at the learner; `fresh` probes are recorded, those of a restarted learner are only put back."""
-    request(
-        t,
-        "attach",
-        "learner.attach",
-        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "every": probe.every},
-        probe=probe,
-        caller=caller,
-        actor=actor,
-        cap=cap,
-        fresh=fresh,
-    )
-
-
-def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
-    """The learner attached it, or says why not."""
-    s = t.state
-    probe: Probe = data["probe"]
-    if isinstance(values, RecurosError):
-        s.probes.pop(probe.id, None)
-        if data["caller"]:
-            answer_error(t, data["caller"], values)
-        else:
-            outbox.record(
-                t,
-                "fault",
-                {"name": f"probe {probe.prog} at {probe.hook}", "code": values.code, "message": values.message},
-            )
-        return
-    probe.sites = values["sites"]
-    s.probes[probe.id] = probe
-    if not data["fresh"]:
-        return
-    outbox.record(
-        t,
-        "probe.attach",
-        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "sites": probe.sites, "step": values["step"]},
-        actor=data["actor"],
-        cap=data["cap"],
-        then="reply",
-        then_data={"caller": data["caller"], "values": {"id": probe.id, "sites": probe.sites, "step": values["step"]}},
-    )
-
-
-def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
-    """Syscall rl_schedule: admission decides, and the answer is recorded either way."""
-    s = t.state
-    ms = 1_000_000
-    r = s.reservation
-    known = {"budget_ms", "period_ms"}
-    if set(args["window"]) - known:
-        raise RecurosError(
-            "E2-USAGE",
-            f"window takes {sorted(known)}, got {sorted(args['window'])}",
-            hint="rl_schedule window={...} deadline=MS",
-        )
-    new = Reservation(
-        r.name,
-        int(args["window"].get("budget_ms", r.budget_ns // ms)) * ms,
-        int(args["deadline"]) * ms,
-        int(args["window"].get("period_ms", r.period_ns // ms)) * ms,
-    )
-    ok, witness = admit([new])
-    body = {
-        "name": new.name,
-        "budget_ns": new.budget_ns,
-        "period_ns": new.period_ns,
-        "deadline_ns": new.deadline_ns,
-        "witness": witness,
-    }
-    if not ok:
-        outbox.record(t, "sched.refuse", body, actor=caller.principal)
-        raise RecurosError(
-            "E6-ADMIT",
-            f"window {new.budget_ns // ms}ms/{new.period_ns // ms}ms refused: {witness['reason']}",
-            hint="recuros sched admit NAME --budget-ms ... shows what fits",
-            details=witness,
-        )
-    s.reservation = new
-    if s.phase == "done" and s.error and s.error[0] == "E7-MISSED":
-        s.error, s.failures_in_a_row, s.phase = None, 0, "running"  # the operator gave the plan the time it lacked
-    outbox.record(
-        t,
-        "sched.set",
-        body,
-        actor=caller.principal,
-        then="reply",
-        then_data={"caller": caller, "values": {"admitted": True, "witness": witness, "step": next_step(s)}},
-    )
-
-
-def next_step(s: State) -> int:
-    """The stream position at which a change asked for now takes effect: the next window that is not granted yet."""
-    return -1 if plan_complete(s) else stream_step(s, s.cursor)
+    evaluate(t, s.committed or s.base, "test", None, s.generation)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernel import flow, lifecycle, outbox
+from kernel import flow, lifecycle, outbox, plan, steer
 from kernel.broker import answer, end_job, relay, release_page, request
 from kernel.events import Report
 from kernel.sched import Reservation, admit
@@ -127,7 +127,7 @@ def _channel_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 
 def _rl_schedule(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    flow.schedule(t, c, a)
+    steer.schedule(t, c, a)
 
 
 def _sched_show(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -181,6 +181,13 @@ def _window_rolled_back(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> N
     flow.rolled_back(t, c, a)
 
 
+def _probe_evicted(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    if t.state.probes.pop(a["id"], None):
+        outbox.record(
+            t, "probe.evict", {"id": a["id"], "step": a["step"], "reason": a["reason"][:1000]}, actor=c.principal
+        )
+
+
 def _rl_snapshot(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     s = t.state
     if not s.committed:
@@ -199,7 +206,7 @@ def _rl_snapshot(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         cap=1,
         result=s.committed,
         then="reply",
-        then_data={"caller": c, "values": {"snapshot": s.committed, "step": flow.next_step(s)}},
+        then_data={"caller": c, "values": {"snapshot": s.committed, "step": plan.next_step(s)}},
     )
 
 
@@ -240,12 +247,12 @@ def _directive(
 ) -> None:
     """A change of the learner's state goes into the next window that is granted, and rolls back with it."""
     s = t.state
-    if flow.plan_complete(s):
+    if plan.plan_complete(s):
         raise RecurosError(
             "E4-NOENT", "the plan is complete, no window will run", hint="boot an app with a repeating phase, --detach"
         )
     if dry_run:
-        answer(t, c, {"seq": -1, "step": flow.next_step(s)})
+        answer(t, c, {"seq": -1, "step": plan.next_step(s)})
         return
     s.directives.append(directive)
     outbox.record(
@@ -255,12 +262,12 @@ def _directive(
         actor=c.principal,
         cap=1,
         then="reply",
-        then_data={"caller": c, "values": {"step": flow.next_step(s)}},
+        then_data={"caller": c, "values": {"step": plan.next_step(s)}},
     )
 
 
 def _rl_attach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    flow.attach(t, a["hook"], a["prog"], a["every"], c, c.principal, 1)
+    steer.attach(t, a["hook"], a["prog"], a["every"], c, c.principal, 1)
 
 
 def _rl_detach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -273,12 +280,14 @@ def _rl_detach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
 def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     s = t.state
     gate = a["criteria"]
-    if set(gate) - {"mask"}:
-        raise RecurosError(
-            "E2-USAGE",
-            f"gate takes mask=OBJECT-ID (one byte a training sample) or nothing, got {sorted(gate)}",
-            hint="criteria={} opens it",
-        )
+    for key, value in gate.items():
+        fraction = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 0.45
+        if not (key in ("drop_low", "drop_high") and fraction) and not (key == "mask" and isinstance(value, str)):
+            raise RecurosError(
+                "E2-USAGE",
+                f"gate takes drop_low and drop_high in [0, 0.45] or mask=OBJECT-ID, got {key}={value!r:.40}",
+                hint="criteria={} opens the gate",
+            )
     s.gate = gate
     outbox.record(
         t,
@@ -287,7 +296,7 @@ def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
         actor=c.principal,
         cap=1,
         then="reply",
-        then_data={"caller": c, "values": {"step": flow.next_step(s)}},
+        then_data={"caller": c, "values": {"step": plan.next_step(s)}},
     )
 
 
@@ -332,7 +341,7 @@ def _probe_read(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 
 def _policy_submit(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    flow.submit_policy(t, c, a, cpu_ns)
+    steer.submit_policy(t, c, a, cpu_ns)
 
 
 def _evaluate(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -343,7 +352,7 @@ def _evaluate(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
             "no window is committed yet, so there is nothing to score",
             hint="recuros wait windows --for committed>=1",
         )
-    flow.evaluate(t, snapshot, a["split"], c)
+    steer.evaluate(t, snapshot, a["split"], c, t.state.generation)
 
 
 def _interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -364,7 +373,7 @@ def _interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         actor=c.principal,
         cap=1,
         then="reply",
-        then_data={"caller": c, "values": {"step": flow.next_step(s)}},
+        then_data={"caller": c, "values": {"step": plan.next_step(s)}},
     )
     s.paused = kind == "pause"
     if kind == "resume" and s.phase == "done" and s.error:
@@ -400,6 +409,7 @@ HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
     "progress": _progress,
     "window_staged": _window_staged,
     "window_rolled_back": _window_rolled_back,
+    "probe_evicted": _probe_evicted,
     "rl_snapshot": _rl_snapshot,
     "rl_swap_roles": _rl_swap_roles,
     "rl_set_kd": _rl_set_kd,

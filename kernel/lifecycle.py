@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import flow, outbox
+from kernel import flow, outbox, steer
 from kernel.broker import answer, request, server_died, tell
 from kernel.caps import Cap
 from kernel.events import Boot, Exit, Exited, Kill, Report, Spawn, Spawned
@@ -157,7 +157,7 @@ def learner_restored(t: Turn, base: str, values: dict[str, Any]) -> None:
         )
     s.learner_ok = True
     for probe in s.probes.values():
-        flow.send_attach(t, probe, None)
+        steer.send_attach(t, probe, None)
 
 
 def opened(t: Turn, values: dict[str, Any]) -> None:
@@ -213,7 +213,7 @@ def resume(s: State, commit: Record, tail: list[Record]) -> None:
     s.directives = [list(d) for d in state["directives"]]
     s.probes = {p["id"]: Probe(p["id"], p["hook"], p["prog"], p["every"]) for p in state["probes"]}
     s.next_probe = state["next_probe"]
-    s.scores = state["scores"]
+    s.scores, s.reference, s.generation = state["scores"], state["reference"], state["generation"]
     s.metrics = commit.args["metrics"]
     for r in tail:
         _fold(s, r)
@@ -239,6 +239,8 @@ def _fold(s: State, r: Record) -> None:
         s.probes.pop(a["id"], None)
     elif r.kind is RecordKind.EVALUATE:
         s.scores[a["split"]] = a["scores"]
+        if r.generation == 0:
+            s.reference[a["split"]] = a["scores"].get("teacher", {})
 
 
 def _all_ready(t: Turn) -> None:
@@ -246,7 +248,7 @@ def _all_ready(t: Turn) -> None:
     s.phase = "running"
     if not s.probes and s.resumed_from < 0:
         for p in s.config.probes:
-            flow.attach(t, p["hook"], p["prog"], int(p.get("every", 0)), None, "kernel:manifest")
+            steer.attach(t, p["hook"], p["prog"], int(p.get("every", 0)), None, "kernel:manifest")
     t.emit(Report({"event": "state", "state": "running"}))
     t.event("state", state="running")
     if s.drain_mode:

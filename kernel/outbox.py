@@ -42,7 +42,7 @@ def record(
         args=args,
         t_mono=s.last_t_mono,
         cap_id=cap,
-        generation=s.cursor.generation if generation is None else generation,
+        generation=s.generation if generation is None else generation,
         parent_snap=parent or None,
         result_snap=result or None,
         input_ids=inputs,

@@ -70,7 +70,6 @@ class Cursor(NamedTuple):
 
     phase: int = 0
     window: int = 0
-    generation: int = 0
     repeats: int = 0
 
 
@@ -134,6 +133,7 @@ class State:
         default_factory=dict
     )  # window -> (kernel's page slot, batch, weights id)
     filling: set[int] = field(default_factory=set)
+    generation: int = 0  # role swaps that the staged state holds
     base: str = ""  # what the learner's next window starts from
     committed: str = ""
     committed_window: int = 0
@@ -163,6 +163,7 @@ class State:
     metrics: dict[str, Any] = field(default_factory=dict)
     cka: float | None = None
     scores: dict[str, Any] = field(default_factory=dict)
+    reference: dict[str, Any] = field(default_factory=dict)  # split -> the first teacher's scores
     device: dict[str, Any] = field(default_factory=dict)
     resumed_from: int = -1
     error: list[Any] | None = None

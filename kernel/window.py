@@ -43,7 +43,7 @@ class Window:
 
     id: int
     attempt: int
-    cursor: tuple[int, int, int, int]
+    cursor: tuple[int, int, int]
     phase: dict[str, Any]
     step0: int
     steps: int
@@ -64,6 +64,8 @@ class Window:
     live: dict[str, Any] = field(default_factory=dict)
     snapshot: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
+    generation: int = 0
+    swaps: int = 0
     grant_seq: int = -1
     miss_code: str = ""
 

@@ -230,6 +230,8 @@ SYSCALLS: Final[tuple[Row, ...]] = (
     Row(46, "window_rolled_back", (_a("window", "int"), _a("code", "str"), _a("reason", "str"), _a("restored", "str", "root id of the state now"),
                                    _a("step", "int", "micro-steps done", 0)), (),
         "The learner restored the base of the window.", R.WRITE_PARAMS),
+    Row(47, "probe_evicted", (_a("id", "int"), _a("step", "int"), _a("reason", "str")), (),
+        "The learner removed a probe that failed; training goes on.", R.EXEC, oneway=True),
     # --- the recursive learner -----------------------------------------------------------------------------------------
     Row(50, "rl_snapshot", (_a("name", "str", "a label for people", ""),), (_a("snapshot", "str"), *_SEQ),
         "Name the last committed state; it is already durable, and now it is pinned.", R.STEER),

@@ -86,6 +86,10 @@ class Stubs(Peer):
         """The learner restored the base of the window."""
         return self.syscall("window_rolled_back", window=window, code=code, reason=reason, restored=restored, step=step)
 
+    def probe_evicted(self, *, id: int, step: int, reason: str) -> dict[str, Any]:
+        """The learner removed a probe that failed; training goes on."""
+        return self.syscall("probe_evicted", id=id, step=step, reason=reason)
+
     def rl_snapshot(self, *, name: str = "") -> dict[str, Any]:
         """Name the last committed state; it is already durable, and now it is pinned."""
         return self.syscall("rl_snapshot", name=name)

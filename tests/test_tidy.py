@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("console", "kernel", "servers", "probes", "kfs", "nexus", "syscalls")
 LINES_MAX = 600
 GOLDEN = ROOT / "tests" / "golden" / "abi.json"
-SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")) + [ROOT / "recuros.py"]
+SOURCES = [*sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py")), ROOT / "recuros.py"]
 
 
 def names(paths: list[Path]) -> list[str]:

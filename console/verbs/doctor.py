@@ -192,6 +192,9 @@ def _run_dir(ctx: Context) -> Iterator[Finding]:
     there = ctx.run
     while not there.exists():
         there = there.parent
+    if not there.is_dir():
+        yield Finding("run dir", "fail", f"{there} is not a directory", "name another run directory with --run")
+        return
     free = shutil.disk_usage(there).free
     detail = f"{ctx.run}: {free / (1 << 30):.1f} GiB free"
     if not os.access(there, os.W_OK):

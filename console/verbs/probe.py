@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from console.context import Context, Table, plain
 from console.verb import noun, verb
+
+FIRST: Final = ("id", "hook", "program", "prog", "every")
 
 probe = noun("probe", "Attach, read and detach probes.")
 
@@ -36,8 +38,8 @@ def ls(ctx: Context, sites: bool, programs: bool) -> None:
         )
         return
     rows = answer["probes"]
-    first = ["id", "hook", "prog", "every"]
-    keys = first + [k for k in _keys(rows) if k not in first]
+    there = _keys(rows)
+    keys = sorted(there, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     table = Table(
         rows, {k: k.upper().replace("_", " ") for k in keys}, wide=("sites",), key="id", empty="no probe is attached"
     )

@@ -11,7 +11,6 @@ at one place.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -73,7 +72,7 @@ class LearnerService:
 
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
-        self._dispatcher = Dispatcher(_report_eviction)
+        self._dispatcher = Dispatcher(self._evicted)
         self._grants: deque[Grant] = deque()
         self._running = -1
         self._abort: _Aborted | None = None
@@ -118,6 +117,9 @@ class LearnerService:
         """Nothing is held outside this process; what was staged is durable."""
         if self._reader is not None:
             self._reader.close()
+
+    def _evicted(self, probe: int, reason: str) -> None:
+        self._kernel.syscall("probe_evicted", id=probe, step=self._engine.phase_step, reason=reason)
 
     # --- handlers ------------------------------------------------------------------------------------------------------
 
@@ -409,10 +411,6 @@ def _batches(page: ReadPage, steps: int) -> list[dict[str, Array]]:
         if not columns:
             raise RecurosError("E2-DATA", f"the window's page holds no batch {number} of {steps}")
     return batches
-
-
-def _report_eviction(probe: int, reason: str) -> None:
-    print(f"probe {probe} evicted: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
 
 
 def main() -> int:

@@ -1,0 +1,307 @@
+"""What steers the windows: policies with their fixed lag, evaluations, probes, and the reservation.
+
+Responsible for: checking bounds and rights where a decision enters, recording it, and letting it take effect only when the record is durable. Refuses:
+policies outside their bounds, probes that the catalogue does not admit, reservations that do not fit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kernel import outbox
+from kernel.broker import answer, answer_error, end_job, move_page, release_page, request
+from kernel.plan import finished, next_step
+from kernel.sched import Reservation, admit
+from kernel.state import KERNEL, Caller, Probe, State, Turn
+from probes import catalogue
+from syscalls import abi, limits
+from syscalls.errors import RecurosError
+
+
+def policy_at(s: State, window: int) -> dict[str, Any]:
+    """The settings in force at a window: the latest that applies at or before it."""
+    due = [k for k in s.policies if k <= window]
+    return s.policies[max(due)] if due else {}
+
+
+def policy_decided(s: State, window: int) -> bool:
+    """In deterministic mode window k + 2 waits for the Observer's word on k."""
+    return not s.config.deterministic or all(k + limits.POLICY_LAG_WINDOWS > window for k in s.awaiting_policy)
+
+
+def weights_for(s: State, window: int) -> str:
+    """Object id of the sample weights in force at a window; empty: all one."""
+    return str(policy_at(s, window).get("weights") or "")
+
+
+def evaluate(t: Turn, snapshot: str, split: str, caller: Caller | None, generation: int) -> None:
+    """Score a snapshot in the Observer's process."""
+    args = {"snapshot": snapshot, "split": split}
+    request(
+        t, "evaluate", "observer.evaluate", args, caller=caller, snapshot=snapshot, split=split, generation=generation
+    )
+
+
+def evaluated(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
+    """Scores are a record before they are anything else."""
+    s = t.state
+    caller = data["caller"]
+    if isinstance(values, RecurosError):
+        if caller:
+            answer_error(t, caller, values)
+        if s.final_asked:
+            s.error = values.to_wire()
+            finished(t)
+        return
+    scores = {**values["scores"], "snapshot": data["snapshot"]}
+    s.scores[data["split"]] = scores
+    if data["generation"] == 0:
+        s.reference[data["split"]] = scores.get("teacher", {})  # before any swap: the teacher that retention refers to
+    final = s.final_asked and data["split"] == "test" and caller is None
+    outbox.record(
+        t,
+        "evaluate",
+        {"split": data["split"], "scores": scores},
+        actor="observer",
+        parent=data["snapshot"],
+        generation=data["generation"],
+        then="evaluated",
+        then_data={"caller": caller, "scores": scores, "final": final},
+    )
+
+
+def evaluation_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
+    """The evaluation is durable."""
+    if data["caller"]:
+        answer(t, data["caller"], {"scores": data["scores"], "seq": seq})
+    if data["final"] and t.state.phase == "running":
+        finished(t)
+
+
+def submit_policy(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
+    """The Observer's decision on one window's evidence; bounds are checked here, not there."""
+    s = t.state
+    window = args["window"]
+    end_job(t, "observer", cpu_ns)
+    trace = s.traces.pop(window, 0)
+    release_page(t, KERNEL, trace)
+    if window not in s.awaiting_policy:
+        raise RecurosError(
+            "E2-USAGE", f"no policy is due for window {window}", hint="it timed out, or the window rolled back"
+        )
+    settings = args["settings"]
+    try:
+        check_policy(settings)
+    except RecurosError as error:
+        s.awaiting_policy.discard(window)
+        outbox.record(t, "fault", {"name": "observer", "code": error.code, "message": error.message}, actor="observer")
+        raise
+    if not settings:
+        s.awaiting_policy.discard(window)
+        answer(t, caller, {})
+        return
+    data = {"window": window, "settings": settings, "pack": args["pack"], "caller": caller}
+    if args["blobs"]:
+        page = move_page(t, "observer", args["blobs"], KERNEL).slot
+        request(
+            t,
+            "put",
+            "archivist.put",
+            {"objects": [["policy", "weights"], ["cal", "evidence"]], "page": page},
+            page=page,
+            **data,
+        )
+    else:
+        policy_stored(t, data, {"ids": ["", ""]})
+
+
+def check_policy(settings: dict[str, Any]) -> None:
+    """The typed bounds of a policy; E2-LIMIT names key, value and bound."""
+    bounds = {
+        "temperature": (limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX),
+        "mix": (0.0, 1.0),
+        "alpha": (0.0, limits.ALPHA_MAX),
+        "weights": (0, 1),
+    }
+    for key, value in settings.items():
+        if key == "evidence":
+            if not isinstance(value, dict):
+                raise RecurosError("E2-LIMIT", "policy evidence must be a map of figures")
+            continue
+        if key not in bounds:
+            raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r}", hint=f"it can set: {', '.join(bounds)}")
+        low, high = bounds[key]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise RecurosError(
+                "E2-LIMIT", f"policy {key} = {value!r} is outside [{low}, {high}]", hint="the policy is refused"
+            )
+
+
+def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
+    """Weights and evidence are durable; now the record."""
+    weights, evidence = values["ids"]
+    if "page" in data:
+        release_page(t, KERNEL, data["page"])
+    settings = {k: v for k, v in data["settings"].items() if k != "evidence"}
+    settings["weights"] = weights
+    recorded = {**settings, "evidence": data["settings"].get("evidence", {})}
+    applies_at = data["window"] + limits.POLICY_LAG_WINDOWS
+    outbox.record(
+        t,
+        "policy",
+        {"window": data["window"], "applies_at": applies_at, "settings": recorded, "pack": data["pack"]},
+        actor="observer",
+        inputs=tuple(x for x in (weights, evidence) if x),
+        then="policy",
+        then_data={
+            "window": data["window"],
+            "applies_at": applies_at,
+            "settings": {**settings, "evidence": evidence},
+            "caller": data["caller"],
+        },
+    )
+
+
+def policy_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
+    """The policy is durable and takes effect at its window."""
+    s = t.state
+    if data["window"] in s.awaiting_policy or data["applies_at"] >= s.next_window:
+        s.policies[data["applies_at"]] = {**data["settings"], "seq": seq}
+        s.policy_count += 1
+    s.awaiting_policy.discard(data["window"])
+    answer(t, data["caller"], {"seq": seq})
+
+
+def policy_timeout(t: Turn, window: int) -> None:
+    """The Observer has not answered: the absence itself is an input of window + 2, and recorded as one."""
+    s = t.state
+    if window in s.awaiting_policy:
+        forget_evidence(t, window)
+        end_job(t, "observer", s.servers["observer"].cpu_ns)
+        outbox.record(
+            t,
+            "policy",
+            {"window": window, "applies_at": window + limits.POLICY_LAG_WINDOWS, "settings": {}, "pack": "timeout"},
+        )
+
+
+def forget_evidence(t: Turn, window: int) -> None:
+    """Nobody waits for a policy on this window any more."""
+    s = t.state
+    s.awaiting_policy.discard(window)
+    release_page(t, KERNEL, s.traces.pop(window, 0))
+
+
+def attach(t: Turn, hook: str, prog: str, every: int, caller: Caller | None, actor: str, cap: int = -1) -> None:
+    """Check a program against the catalogue and ask the learner to attach it."""
+    s = t.state
+    if len(s.probes) >= limits.PROBES_MAX:
+        raise RecurosError(
+            "E2-LIMIT", f"{len(s.probes)} probes are attached, the limit", hint="recuros probe detach ID"
+        )
+    held = s.self_cap(caller.principal).rights if caller else s.config.servers["observer"].rights  # type: ignore[union-attr]
+    admitted = catalogue.check(hook, f"{prog},every={every}" if every else prog, abi.right_names(held))
+    probe = Probe(s.next_probe, hook, admitted.prog, 0)
+    s.next_probe += 1
+    if not s.learner_ok:
+        raise RecurosError("E75-AGAIN", "the learner is not ready", hint="try again in a moment")
+    send_attach(t, probe, caller, actor=actor, cap=cap, fresh=True)
+
+
+def send_attach(
+    t: Turn, probe: Probe, caller: Caller | None, *, actor: str = "", cap: int = -1, fresh: bool = False
+) -> None:
+    """Attach at the learner; `fresh` probes are recorded, those of a restarted learner are only put back."""
+    request(
+        t,
+        "attach",
+        "learner.attach",
+        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "every": probe.every},
+        probe=probe,
+        caller=caller,
+        actor=actor,
+        cap=cap,
+        fresh=fresh,
+    )
+
+
+def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
+    """The learner attached it, or says why not."""
+    s = t.state
+    probe: Probe = data["probe"]
+    if isinstance(values, RecurosError):
+        s.probes.pop(probe.id, None)
+        if data["caller"]:
+            answer_error(t, data["caller"], values)
+        else:
+            outbox.record(
+                t,
+                "fault",
+                {"name": f"probe {probe.prog} at {probe.hook}", "code": values.code, "message": values.message},
+            )
+        return
+    probe.sites = values["sites"]
+    s.probes[probe.id] = probe
+    if not data["fresh"]:
+        return
+    outbox.record(
+        t,
+        "probe.attach",
+        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "sites": probe.sites, "step": values["step"]},
+        actor=data["actor"],
+        cap=data["cap"],
+        then="reply",
+        then_data={"caller": data["caller"], "values": {"id": probe.id, "sites": probe.sites, "step": values["step"]}},
+    )
+
+
+def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
+    """Syscall rl_schedule: admission decides, and the answer is recorded either way."""
+    s = t.state
+    ms = 1_000_000
+    r = s.reservation
+    known = {"budget_ms", "period_ms"}
+    if set(args["window"]) - known:
+        raise RecurosError(
+            "E2-USAGE",
+            f"window takes {sorted(known)}, got {sorted(args['window'])}",
+            hint="rl_schedule window={...} deadline=MS",
+        )
+    new = Reservation(
+        r.name,
+        int(args["window"].get("budget_ms", r.budget_ns // ms)) * ms,
+        int(args["deadline"]) * ms,
+        int(args["window"].get("period_ms", r.period_ns // ms)) * ms,
+    )
+    ok, witness = admit([new])
+    body = {
+        "name": new.name,
+        "budget_ns": new.budget_ns,
+        "period_ns": new.period_ns,
+        "deadline_ns": new.deadline_ns,
+        "witness": witness,
+    }
+    if not ok:
+        outbox.record(t, "sched.refuse", body, actor=caller.principal)
+        raise RecurosError(
+            "E6-ADMIT",
+            f"window {new.budget_ns // ms}ms/{new.period_ns // ms}ms refused: {witness['reason']}",
+            hint="recuros sched admit NAME --budget-ms ... shows what fits",
+            details=witness,
+        )
+    s.reservation = new
+    if s.phase == "done" and s.error and s.error[0] == "E7-MISSED":
+        s.error, s.failures_in_a_row, s.phase = None, 0, "running"  # the operator gave the plan the time it lacked
+    outbox.record(
+        t,
+        "sched.set",
+        body,
+        actor=caller.principal,
+        then="reply",
+        then_data={"caller": caller, "values": {"admitted": True, "witness": witness, "step": next_step(s)}},
+    )
+
+
+def waiting_for_probes(s: State) -> bool:
+    """The manifest's probes are attached before the first window."""
+    return s.committed_window == 0 and any(p.kind == "attach" for p in s.pending.values())
