@@ -33,9 +33,10 @@ def open_view(ctx: Context) -> View:
 
 
 def retention(status: Mapping[str, Any]) -> float | None:
-    """Student's over teacher's accuracy on the validation split, None before the first evaluation."""
+    """Student's accuracy over that of the teacher before any swap, on the validation split; None before the first evaluation."""
     scores = status.get("scores", {}).get("validation", {})
-    teacher = scores.get("teacher", {}).get("accuracy")
+    first = status.get("reference", {}).get("validation") or scores.get("teacher", {})
+    teacher = first.get("accuracy")
     student = scores.get("student", {}).get("accuracy")
     return student / teacher if teacher and student is not None else None
 
@@ -46,7 +47,7 @@ def facts(status: Mapping[str, Any]) -> list[tuple[str, str]]:
     metrics = status.get("metrics", {})
     loss, kept, cka = metrics.get("loss"), retention(status), status.get("cka")
     return [
-        ("phase", str(phase.get("name", status.get("state", "")))),
+        ("phase", str(phase.get("name") or "-")),
         ("windows", f"{status.get('done_windows', 0)}/{status.get('planned', 0)}"),
         ("missed", str(windows.get("missed", 0))),
         ("step", f"{window.get('step', 0)}/{window.get('steps', 0)}"),

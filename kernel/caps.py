@@ -139,6 +139,7 @@ class CapTable:
         for cap in gone:
             self.release(cap)
         self._slots.pop(holder, None)
+        self._next.pop(holder, None)  # its next incarnation starts over: the first slot is what it may do by itself
         return gone
 
     def pages_in_use(self) -> set[int]:

@@ -379,7 +379,19 @@ def _final_rollback(t: Turn, w: Window, restored: str, *, exact: bool) -> None:
         miss(t, w, "E1-NO", "its base did not commit", tell_learner=False)
     w.to(WindowState.ROLLED_BACK)
     s.counts["rolled_back"] += 1
-    s.directives = w.directives + s.directives
+    if w.miss_code in ("E2-USAGE", "E2-LIMIT") and w.directives:
+        # The learner refused what an operator asked for; asking again would fail the same way for ever.
+        outbox.record(
+            t,
+            "fault",
+            {
+                "name": "learner",
+                "code": w.miss_code,
+                "message": f"window {w.id} refused {w.directives!r:.500}; dropped",
+            },
+        )
+    else:
+        s.directives = w.directives + s.directives
     release_page(t, KERNEL, w.page_slot)
     del s.windows[w.id]
     outbox.record(
@@ -460,10 +472,10 @@ def server_lost(t: Turn, name: str, reason: str) -> None:
         for w in sorted(s.windows.values(), key=lambda x: x.id):
             if w.state is WindowState.RUNNING:
                 miss(t, w, "E3-GONE", f"the learner died: {reason}", tell_learner=False)
-            if w.state is WindowState.MISSED:
-                # The base is what the next incarnation loads; it proves the digest before anything is granted.
-                _rolled_back(t, w, w.base)
-                break
+        missed = [w for w in s.windows.values() if w.state is WindowState.MISSED]
+        if missed:
+            # What the next incarnation must come back to; the rollback is recorded when it has proved the digest.
+            s.base = min(missed, key=lambda w: w.id).base
     elif name == "observer":
         for window in sorted(s.awaiting_policy):
             policy_timeout(t, window)
@@ -473,6 +485,13 @@ def server_lost(t: Turn, name: str, reason: str) -> None:
     elif name == "archivist":
         s.store_open = False
         outbox.resend(t)
+
+
+def learner_back(t: Turn, restored: str) -> None:
+    """A new incarnation of the learner proved which state it is in: windows that died with the last one are rolled back."""
+    missed = [w for w in t.state.windows.values() if w.state is WindowState.MISSED]
+    if missed:
+        _rolled_back(t, min(missed, key=lambda w: w.id), restored)
 
 
 def server_back(t: Turn, name: str) -> None:

@@ -251,6 +251,13 @@ def _directive(
         raise RecurosError(
             "E4-NOENT", "the plan is complete, no window will run", hint="boot an app with a repeating phase, --detach"
         )
+    phase = s.config.phases[s.cursor.phase]
+    if directive[0] in ("swap", "prune") and phase.spec.get("train") != "student":
+        raise RecurosError(
+            "E2-USAGE",
+            f"{directive[0]}: phase {phase.name!r} still trains the teacher ({phase.windows - s.cursor.window} windows to go)",
+            hint="recuros wait windows --for 'committed>=N', then try again",
+        )
     if dry_run:
         answer(t, c, {"seq": -1, "step": plan.next_step(s)})
         return

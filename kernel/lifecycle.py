@@ -156,6 +156,7 @@ def learner_restored(t: Turn, base: str, values: dict[str, Any]) -> None:
             hint="recuros kfs verify",
         )
     s.learner_ok = True
+    flow.learner_back(t, base)
     for probe in s.probes.values():
         steer.send_attach(t, probe, None)
 

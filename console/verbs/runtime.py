@@ -166,9 +166,10 @@ def holds(seen: dict[str, Any], condition: str) -> bool:
 
 
 def accuracies(status: dict[str, Any], split: str) -> tuple[float | None, float | None]:
-    """(teacher, student) accuracy of the last evaluation on a split, None where there is none."""
+    """(teacher, student) accuracy on a split, None where there is none; the teacher is the one before any role swap."""
     scores = status.get("scores", {}).get(split, {})
-    return tuple(scores.get(role, {}).get("accuracy") for role in ("teacher", "student"))
+    teacher = status.get("reference", {}).get(split) or scores.get("teacher", {})
+    return teacher.get("accuracy"), scores.get("student", {}).get("accuracy")
 
 
 def _status_text(found: dict[str, Any]) -> str:
