@@ -47,13 +47,13 @@ KILL_GRACE_S: Final = 5.0
 UNFINISHED: Final = ("", "booting", "starting")
 ORDER: Final = {"up": 0, "running": 1, "done": 2}
 
-__all__ = ["Client", "RecurosError", "Runtime", "boot", "connect", "holder", "wait_gone"]
+__all__ = ["Client", "RecurosError", "Runtime", "boot", "connect", "holder", "listens", "wait_gone"]
 
 
 def connect(run: str | Path | None = None, *, timeout_s: float = 30.0) -> Client:
     """A client of the runtime in `run` (default: RECUROS_RUN, else ./.recuros); E3-DOWN when none listens there."""
     path = resolve_run(str(run) if run is not None else None)
-    if not _listens(socket_dir(path) / "operator.sock"):
+    if not listens(path):
         raise RecurosError(
             "E3-DOWN",
             f"no runtime is running in {path}",
@@ -364,11 +364,11 @@ def wait_gone(run: Path, timeout_s: float) -> None:
         time.sleep(0.05)
 
 
-def _listens(path: Path) -> bool:
-    """Whether somebody accepts on this socket: the file of a runtime that was killed stays behind and refuses."""
+def listens(run: Path) -> bool:
+    """Whether a runtime accepts operators: the socket file of one that was killed stays behind and refuses."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(str(path))
+            probe.connect(str(socket_dir(run) / "operator.sock"))
         except OSError:
             return False
     return True

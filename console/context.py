@@ -79,10 +79,19 @@ class Context:
         if self.shared is not None:
             yield self.shared
             return
-        from recuros import connect
+        from recuros import connect, listens
 
         with connect(self.run, timeout_s=self.timeout_s) as client:
-            yield client  # type: ignore[misc]  # Peer.__enter__ is typed as Peer
+            try:
+                yield client  # type: ignore[misc]  # Peer.__enter__ is typed as Peer
+            except RecurosError as error:
+                if error.code == "E124-TIMEOUT" and not listens(self.run):
+                    raise RecurosError(
+                        "E3-GONE",
+                        f"the runtime in {self.run} went away before it answered",
+                        hint="recuros logs; recuros boot resumes",
+                    ) from error
+                raise
 
     def message(self, text: str) -> None:
         """A line for the person, on stderr; nothing with --quiet."""

@@ -117,8 +117,10 @@ class _Terminal:
             ProgressBar(total=max(planned, 1), completed=min(done, planned), width=40),
             Text(f"{done} of {planned} windows"),
         )
+        found = facts(status)
         figures = Table.grid(padding=(0, 2))
-        figures.add_row(*(Text.assemble((f"{name} ", "dim"), value) for name, value in facts(status)))
+        figures.add_row(*(Text(name, style="dim", no_wrap=True) for name, _ in found))
+        figures.add_row(*(Text(value, no_wrap=True) for _, value in found))
         self._live.update(Group(head, figures))
 
     def close(self) -> None:

@@ -1,8 +1,9 @@
 """Deliveries: requests to servers, their replies, mailboxes with credits, and the pages that travel with them.
 
-Responsible for: bounded mailboxes (messages and bytes), handle translation of `page` columns, one-shot replies, and handing fair servers their
-work in the order of the fair class. A call from an EDF server, and whatever a fair job calls in turn, is donation: it is delivered at once. Refuses: what does
-not fit a mailbox (E75-FULL, counted), replies that nobody asked for.
+Responsible for: bounded mailboxes (messages and bytes), handle translation of `page` columns, one-shot replies, and
+handing fair servers their work in the order of the fair class. A call from an EDF server, and whatever a fair job
+calls in turn, is donation: it is delivered at once. Refuses: what does not fit a mailbox (E75-FULL, counted), replies
+that nobody asked for.
 """
 
 from __future__ import annotations
@@ -17,6 +18,11 @@ from syscalls.abi import Right
 from syscalls.errors import RecurosError
 from syscalls.wire import Deliver, Reply
 
+# What only the kernel may ask: these write the ledger, drive windows or occupy a fair server on the kernel's account.
+KERNEL_ONLY = frozenset(
+    {"archivist.open", "archivist.append", "dataset.fill", "observer.trace", "observer.evaluate", "observer.calibrate"}
+    | {row.qualified for row in abi.METHODS if row.server == "learner"}
+)
 FAIR_JOBS = frozenset({"dataset.fill", "observer.evaluate", "observer.calibrate", "gpu.telemetry", "gpu.inventory"})
 
 
@@ -43,6 +49,8 @@ def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any
     row = abi.METHOD_BY_NR.get(method_nr)
     if row is None or row.server != server:
         raise RecurosError("E2-USAGE", f"{server} has no method number {method_nr}")
+    if row.qualified in KERNEL_ONLY:
+        raise RecurosError("E5-DENIED", f"{caller.principal} may not call {row.qualified}: only the kernel does")
     row.check_args(args)
     s.caps.require(caller.principal, 1, row.right, row.qualified)
     target = s.servers[server]
@@ -114,7 +122,7 @@ def _post(t: Turn, server: Server, frame: Deliver) -> None:
         # Only the kernel's own requests come here; they are made again when the server is back.
         pending = t.state.pending.pop(frame.id, None)
         if pending:
-            _unlend(t, pending)
+            _undelivered(t, pending, f"{server.name} is {server.state}")
         return
     if not frame.id:
         _send(t, server, frame)  # one-way: the fair class lets a server have one at a time
@@ -237,9 +245,19 @@ def answer_error(t: Turn, caller: Caller, error: RecurosError) -> None:
 
 def _answer(t: Turn, caller: Caller, reply: Reply) -> None:
     operator = caller.principal not in t.state.config.servers
-    if not operator and t.state.servers[caller.principal].route != caller.route:
-        return  # the caller died; its reply capability died with it
+    if not operator and t.state.servers[caller.principal].route not in (caller.route, b""):
+        return  # the caller died; its reply capability died with it (b"": a hello that was refused is answered too)
     t.emit(Send(operator, caller.route, reply))
+
+
+def _undelivered(t: Turn, pending: Pending, reason: str) -> None:
+    """Nobody will answer this delivery. A policy's blobs wait for the next archivist, since their submitter waits too."""
+    _unlend(t, pending)
+    caller = pending.data.get("caller")
+    if pending.kind == "put":
+        t.state.parked.append(pending)
+    elif isinstance(caller, Caller):
+        answer_error(t, caller, RecurosError("E3-GONE", reason, hint="try again"))
 
 
 def server_died(t: Turn, name: str) -> None:
@@ -253,8 +271,5 @@ def server_died(t: Turn, name: str) -> None:
     for delivery, pending in list(s.pending.items()):
         if pending.server == name:
             del s.pending[delivery]
-            _unlend(t, pending)
-            caller = pending.data.get("caller")
-            if isinstance(caller, Caller):
-                answer_error(t, caller, RecurosError("E3-GONE", f"{name} died before it answered", hint="try again"))
+            _undelivered(t, pending, f"{name} died before it answered")
     s.caps.drop_holder(name)

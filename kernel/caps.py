@@ -1,8 +1,8 @@
 """Capabilities: a derivation tree that the kernel holds and nobody else sees.
 
 A handle is a small integer that means something only together with the principal that uses it. Rights of a derived
-capability are a subset of its parent's; asking for more is refused, never trimmed. Revoking removes all descendants and keeps the
-capability itself. Refuses: slots of other principals, by having no way to name them.
+capability are a subset of its parent's; asking for more is refused, never trimmed. Revoking removes all descendants
+and keeps the capability itself. Refuses: slots of other principals, by having no way to name them.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The boot document as the kernel sees it: plain dataclasses, checked once.
 
-Responsible for: refusing a document that the launcher should never have sent. The launcher has validated the manifest in full; this is the second
-side of the same check, so that a kernel started by hand fails with a sentence too.
+Responsible for: refusing a document that the launcher should never have sent. The launcher has validated the manifest
+in full; this is the second side of the same check, so that a kernel started by hand fails with a sentence too.
 """
 
 from __future__ import annotations

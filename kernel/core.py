@@ -1,8 +1,8 @@
 """The kernel as a function: `step(state, event, now_ns) -> (state, effects)`.
 
-Deterministic, with no clock, socket, process or randomness: one history of events gives one history of effects, live and under a
-simulator. The state is consumed: use the one that is returned. Order within a step: the event, then the plan (`flow.advance`), the fair class,
-the ledger's outbox, pages that nobody names any more.
+Deterministic, with no clock, socket, process or randomness: one history of events gives one history of effects, live
+and under a simulator. The state is consumed: use the one that is returned. Order within a step: the event, then the
+plan (`flow.advance`), the fair class, the ledger's outbox, pages that nobody names any more.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from syscalls.errors import RecurosError
 from syscalls.wire import Call, Reply
 
 STARTUP = frozenset({"hello", "ready", "fault"})
+WHILE_HALTING = frozenset({"status", "events", "fault", "page_release", "window_rolled_back", "sched_yield"})
 
 
 def step(state: State | None, event: Event, now_ns: int) -> tuple[State, list[Effect]]:
@@ -125,6 +126,8 @@ def _syscall(t: Turn, event: Received, call: Call) -> None:
     caller = Caller(event.principal, event.route, call.id, call.nr)
     row = abi.SYSCALL_BY_NR.get(call.nr)
     try:
+        if event.principal in s.operators:
+            s.operators[event.principal] = s.operators.pop(event.principal)  # the one unheard longest makes room first
         if row is None:
             raise RecurosError("E2-WIRE", f"no syscall has number {call.nr}", hint="recuros syscall --list")
         if row.name not in STARTUP and event.principal not in s.operators:
@@ -134,14 +137,7 @@ def _syscall(t: Turn, event: Received, call: Call) -> None:
         args = row.check_args(call.args)
         if row.right:
             s.caps.require(event.principal, call.cap, row.right, row.name)
-        if s.halting and row.name not in (
-            "status",
-            "events",
-            "fault",
-            "page_release",
-            "window_rolled_back",
-            "sched_yield",
-        ):
+        if s.halting and row.name not in WHILE_HALTING and not (s.halting == "record" and row.name in STARTUP):
             raise RecurosError("E75-AGAIN", "the runtime is halting", hint="recuros boot")
         HANDLERS[row.name](t, caller, args, event.cpu_ns)
     except RecurosError as error:
@@ -168,6 +164,11 @@ def _reply(t: Turn, event: Received, reply: Reply) -> None:
 def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) -> None:
     """A server answered a delivery: go on with what it was for."""
     kind, data = pending.kind, pending.data
+    if t.state.halting and kind in ("evaluate", "calibrate", "attach", "detach", "put"):
+        # The halt record is the last word on what was decided; nothing is recorded after it.
+        if isinstance(data["caller"], Caller):
+            answer_error(t, data["caller"], RecurosError("E75-AGAIN", "the runtime is halting", hint="recuros boot"))
+        return
     if kind == "relay":
         if isinstance(values, RecurosError):
             answer_error(t, data["caller"], values)
@@ -290,7 +291,7 @@ def _tick(t: Turn) -> None:
                 flow.deadline(t, **data)
             case "abort":
                 flow.abort_overdue(t, **data)
-            case "policy":
+            case "policy" if not s.halting:
                 steer.policy_timeout(t, **data)
             case "hello":
                 lifecycle.hello_timeout(t, **data)

@@ -1,6 +1,7 @@
 """What goes into `core.step` and what comes out of it.
 
-Events are facts that the loop observed; effects are what the loop must do. Both are plain values, so a simulator can make and check them.
+Events are facts that the loop observed; effects are what the loop must do. Both are plain values, so a simulator can
+make and check them.
 """
 
 from __future__ import annotations

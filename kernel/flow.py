@@ -1,8 +1,8 @@
 """The life of replay windows: prefetch, grant, stage, commit, miss, roll back; and what steers them.
 
-Responsible for: the plan's order, the fixed policy lag, directives that travel inside a window (so that they roll back with it), and the rule that window
-k + 1 may run on k's staged base but never outlives k. Refuses: to grant before data, policy and learner are there; to call anything committed before
-the ledger says so.
+Responsible for: the plan's order, the fixed policy lag, directives that travel inside a window (so that they roll
+back with it), and the rule that window k + 1 may run on k's staged base but never outlives k. Refuses: to grant
+before data, policy and learner are there; to call anything committed before the ledger says so.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ def advance(t: Turn) -> None:
     if any(w.state in (WindowState.RUNNING, WindowState.MISSED) for w in s.windows.values()):
         _prefetch(t, s.next_window, s.cursor)
         return
-    if s.paused or len(s.windows) >= 2:
-        return
+    if s.paused or len(s.windows) >= 2 or not s.store_open:
+        return  # without a store nothing could be staged, and retries would only fill the ledger
     _prefetch(t, s.next_window, s.cursor)
     if s.next_window in s.prefetch and policy_decided(s, s.next_window) and not waiting_for_probes(s):
         _grant(t)
@@ -88,7 +88,7 @@ def filled(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
     s = t.state
     window = data["window"]
     s.filling.discard(window)
-    if window < s.next_window or Cursor(*data["cursor"]) != s.cursor or data["gate"] != s.gate:
+    if window < s.next_window or Cursor(*data["cursor"]) != s.cursor or data["gate"] != s.gate or s.halting:
         release_page(t, KERNEL, values["page"])
         return
     s.prefetch[window] = (values["page"], values["batch"], data["weights"])
@@ -181,22 +181,39 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
     s = t.state
     w = s.windows.get(args["window"])
     trace = move_page(t, "learner", args["trace"], KERNEL).slot if args["trace"] else 0
-    answer(t, caller, {})
     if w is None or w.state is not WindowState.RUNNING:
         # The abort crossed this message on the way; the learner restores the base when it reads it.
+        answer(t, caller, {})
         release_page(t, KERNEL, trace)
         return
     w.used_ns = max(0, cpu_ns - w.cpu_start_ns)
     if t.now_ns > w.deadline_ns:
+        answer(t, caller, {})
         release_page(t, KERNEL, trace)
         miss(
             t, w, "E7-MISSED", f"staged {(t.now_ns - w.deadline_ns) / 1e6:.1f} ms after its deadline", tell_learner=True
         )
         return
+    try:
+        _record_commit(t, w, args["snapshot"], args["metrics"])
+    except RecurosError:
+        release_page(
+            t, KERNEL, trace
+        )  # what the learner says fits no record: nothing is staged, the deadline still runs
+        raise
+    answer(t, caller, {})
     w.to(WindowState.STAGED)
     w.staged_ns, w.snapshot, w.metrics, w.step = t.now_ns, args["snapshot"], args["metrics"], w.steps
     s.base, s.metrics, s.failures_in_a_row, s.generation = w.snapshot, w.metrics, 0, w.generation
     _note_cka(s, args["maps"])
+    if _observer_up(s):
+        _to_observer(t, w, args["maps"], trace)
+    else:
+        release_page(t, KERNEL, trace)
+
+
+def _record_commit(t: Turn, w: Window, snapshot: str, metrics: dict[str, Any]) -> None:
+    s = t.state
     outbox.record(
         t,
         "window.commit",
@@ -207,20 +224,16 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
             "step0": w.step0,
             "steps": w.steps,
             "grant_seq": w.grant_seq,
-            "metrics": {**w.metrics, "batch": w.batch, "used_ns": w.used_ns, "left_ns": w.deadline_ns - t.now_ns},
+            "metrics": {**metrics, "batch": w.batch, "used_ns": w.used_ns, "left_ns": w.deadline_ns - t.now_ns},
             "resume": resume_state(s, w),
         },
         parent=w.base,
-        result=w.snapshot,
+        result=snapshot,
         inputs=tuple(x for x in (str(w.policy.get("weights") or ""),) if x),
         cursor=[w.phase["name"], w.step0 + w.steps],
         then="committed",
         then_data={"window": w.id, "granted_ns": w.granted_ns},
     )
-    if _observer_up(s):
-        _to_observer(t, w, args["maps"], trace)
-    else:
-        release_page(t, KERNEL, trace)
 
 
 def _observer_up(s: State) -> bool:
@@ -241,7 +254,7 @@ def _to_observer(t: Turn, w: Window, maps: dict[str, Any], trace: int) -> None:
             "snapshot": w.snapshot,
             "metrics": w.metrics,
             "maps": maps,
-            "policy": {**w.policy, "gate": s.gate},
+            "policy": {**w.policy, "gate": s.gate, "kd": s.kd},
             "page": trace,
         },
     )
@@ -255,15 +268,18 @@ def _to_observer(t: Turn, w: Window, maps: dict[str, Any], trace: int) -> None:
 
 def _note_cka(s: State, maps: dict[str, Any]) -> None:
     for entry in maps.values():
-        summary = entry.get("map", {}).get("summary", {}) if isinstance(entry, dict) else {}
-        if isinstance(summary.get("cka"), float):
-            s.cka = summary["cka"]
+        match entry:
+            case {"map": {"summary": {"cka": float(cka)}}}:
+                s.cka = cka
 
 
 def resume_state(s: State, w: Window) -> dict[str, Any]:
     """What the next boot needs if this commit is the last record it finds."""
     horizon = s.next_window
-    keep = {k: v for k, v in s.policies.items() if k >= max([p for p in s.policies if p <= horizon], default=0)}
+    # Policies whose records are on their way stand before this commit in the ledger, so the tail after it will not tell of them.
+    on_the_way = [d for b in (s.in_flight, s.outbox) if b for _, then, d in b.then if then == "policy"]
+    policies = {**s.policies, **{d["applies_at"]: {**d["settings"], "seq": -1} for d in on_the_way}}
+    keep = {k: v for k, v in policies.items() if k >= max([p for p in policies if p <= horizon], default=0)}
     return {
         "cursor": list(next_cursor(s, Cursor(*w.cursor))),
         "generation": w.generation,
@@ -344,8 +360,8 @@ def rolled_back(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
     s = t.state
     answer(t, caller, {})
     w = s.windows.get(args["window"])
-    if w is None or w.state not in (WindowState.RUNNING, WindowState.MISSED, WindowState.STAGED):
-        return
+    if w is None or w.state not in (WindowState.RUNNING, WindowState.MISSED):
+        return  # a staged window's commit record is on its way and cannot be taken back; a learner that left it fails its next grant
     if w.state is not WindowState.MISSED:
         miss(t, w, args["code"], args["reason"], tell_learner=False)
     _rolled_back(t, w, args["restored"])
@@ -367,7 +383,7 @@ def _rolled_back(t: Turn, w: Window, restored: str) -> None:
     if not exact:
         s.learner_ok = False
         request(t, "restore", "learner.restore", {"snapshot": w.base}, base=w.base)
-    if w.miss_code not in ("E1-NO", "E3-GONE"):
+    if w.miss_code not in ("E1-NO", "E3-GONE", "E75-AGAIN"):
         s.failures_in_a_row += 1
         if s.failures_in_a_row >= limits.FAILURES_IN_A_ROW_MAX and s.phase == "running":
             stop_plan(t, w)
@@ -480,6 +496,7 @@ def server_lost(t: Turn, name: str, reason: str) -> None:
         for window in sorted(s.awaiting_policy):
             policy_timeout(t, window)
         s.awaiting_policy.clear()
+        s.final_asked = False  # the final evaluation died with it, if it was under way
     elif name == "dataset":
         s.filling.clear()
     elif name == "archivist":

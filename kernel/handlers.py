@@ -1,7 +1,8 @@
 """One function a syscall.
 
-Responsible for: the kernel's side of each row of the table. A handler answers at once, or leaves its `Caller` with a continuation that answers when the
-record is durable. Refuses: by raising RecurosError; `core` turns it into the answer.
+Responsible for: the kernel's side of each row of the table. A handler answers at once, or leaves its `Caller` with a
+continuation that answers when the record is durable. Refuses: by raising RecurosError; `core` turns it into the
+answer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from kernel.events import Report
 from kernel.sched import Reservation, admit
 from kernel.state import Caller, Turn
 from kernel.status import status
+from kfs.ids import is_object_id
 from syscalls import abi, limits
 from syscalls.errors import RecurosError
 
@@ -27,6 +29,7 @@ def _hello(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 def _ready(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     _server_only(t, c)
+    lifecycle.check_ready(t, c.principal, a["info"])
     answer(t, c, {})
     lifecycle.ready(t, c.principal, a["info"])
 
@@ -238,8 +241,9 @@ def _rl_set_kd(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         if a["proj"] not in ("linear", "none"):
             raise RecurosError("E2-USAGE", f"rl_set_kd proj={a['proj']!r}", hint="proj=linear or proj=none")
         kd["proj"] = a["proj"]
-    s.kd = kd
-    _directive(t, c, ["kd", kd], "kd.set", {**kd, "window": s.next_window})
+    kd["window"] = s.next_window
+    _directive(t, c, ["kd", kd], "kd.set", kd)
+    steer.operator_set(s, kd)
 
 
 def _directive(
@@ -289,7 +293,7 @@ def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
     gate = a["criteria"]
     for key, value in gate.items():
         fraction = isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 0.45
-        if not (key in ("drop_low", "drop_high") and fraction) and not (key == "mask" and isinstance(value, str)):
+        if not (key in ("drop_low", "drop_high") and fraction) and not (key == "mask" and is_object_id(value)):
             raise RecurosError(
                 "E2-USAGE",
                 f"gate takes drop_low and drop_high in [0, 0.45] or mask=OBJECT-ID, got {key}={value!r:.40}",

@@ -1,8 +1,8 @@
 """Servers come up, die and come back; the runtime boots fail-closed, drains and stops.
 
-Responsible for: the order of boot (the archivist first, since the ledger says where to resume), hello and ready, heartbeats, restart policies with
-an intensity limit, and a shutdown that leaves a halt record behind. Refuses: to run with a server missing; a failure that no policy
-handles stops the runtime with its reason.
+Responsible for: the order of boot (the archivist first, since the ledger says where to resume), hello and ready,
+heartbeats, restart policies with an intensity limit, and a shutdown that leaves a halt record behind. Refuses: to run
+with a server missing; a failure that no policy handles stops the runtime with its reason.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import signal
 from typing import Any
 
 from kernel import flow, outbox, steer
-from kernel.broker import answer, request, server_died, tell
+from kernel.broker import answer, release_page, request, server_died, tell
 from kernel.caps import Cap
 from kernel.events import Boot, Exit, Exited, Kill, Report, Spawn, Spawned
 from kernel.sched import FairClass, Reservation, admit
-from kernel.state import Caller, Cursor, Probe, Server, State, Turn
+from kernel.state import KERNEL, Caller, Cursor, Probe, Server, State, Turn
 from kfs import records
+from kfs.ids import is_object_id
 from kfs.records import Record, RecordKind
 from syscalls import abi, limits
 from syscalls.abi import Right
@@ -117,6 +118,19 @@ def _hello_operator(t: Turn, caller: Caller) -> None:
     )
 
 
+def check_ready(t: Turn, name: str, info: dict[str, Any]) -> None:
+    """Refuse a second `ready`, and what the learner says of itself where no record could carry it."""
+    state = t.state.servers[name].state
+    if state != "connected":
+        raise RecurosError("E2-WIRE", f"{name} said ready while {state}")
+    if name == "learner":
+        if not is_object_id(info.get("base")):
+            raise RecurosError("E2-WIRE", f"the learner's base {info.get('base')!r:.80} is not an object id")
+        code_id, env_id = info.get("code") or None, info.get("env_id") or None
+        args = {"name": name, "code": "", "message": ""}
+        records.encode(Record(name, RecordKind.FAULT, args, t_mono=0, code_id=code_id, env_id=env_id))
+
+
 def ready(t: Turn, name: str, info: dict[str, Any]) -> None:
     """A server takes work."""
     s = t.state
@@ -167,6 +181,7 @@ def opened(t: Turn, values: dict[str, Any]) -> None:
     s.ledger_size, s.ledger_root = values["size"], values["root"]
     s.store_open = True
     if s.phase != "booting":
+        steer.store_parked(t)
         return  # the archivist was restarted in mid-run
     if values["commit"]:
         resume(s, records.decode(values["commit"]), [records.decode(r) for r in values["tail"]])
@@ -223,8 +238,8 @@ def resume(s: State, commit: Record, tail: list[Record]) -> None:
 def _fold(s: State, r: Record) -> None:
     a = r.args
     if r.kind is RecordKind.KD_SET:
-        s.kd = {k: a[k] for k in ("temperature", "alpha", "proj", "mix")}
-        s.directives.append(["kd", s.kd])
+        s.directives.append(["kd", a])
+        steer.operator_set(s, a)
     elif r.kind is RecordKind.SWAP and r.actor != "kernel:plan":
         s.directives.append(["swap", {"mode": a["mode"]}])
     elif r.kind is RecordKind.PRUNE:
@@ -232,7 +247,14 @@ def _fold(s: State, r: Record) -> None:
     elif r.kind is RecordKind.GATE_SET:
         s.gate = a["criteria"]
     elif r.kind is RecordKind.POLICY and a["settings"]:
-        s.policies[max(a["applies_at"], s.next_window)] = {**a["settings"], "seq": r.seq}
+        settings = steer.without_overridden(s, a["window"], a["settings"])
+        weights, evidence = (*r.input_ids, "", "")[:2] if a["settings"].get("weights") else ("", (*r.input_ids, "")[0])
+        s.policies[max(a["applies_at"], s.next_window)] = {
+            **settings,
+            "weights": weights,
+            "evidence": evidence,
+            "seq": r.seq,
+        }
     elif r.kind is RecordKind.PROBE_ATTACH:
         s.probes[a["id"]] = Probe(a["id"], a["hook"], a["prog"], 0)
         s.next_probe = max(s.next_probe, a["id"] + 1)
@@ -262,13 +284,15 @@ def exited(t: Turn, event: Exited) -> None:
     server = s.servers[event.name]
     if server.incarnation != event.incarnation:
         return
-    was, server.state = server.state, "dead"
+    server.state = "dead"
     outbox.record(t, "exit", {"name": event.name, "pid": event.pid, "status": event.status})
     server_died(t, event.name)
-    if s.phase == "failed" or s.halting:
+    # The halt record still needs the archivist: if it dies before the acknowledgement it comes back once more.
+    wanted = s.halting == "record" and event.name == FIRST
+    if s.phase == "failed" or (s.halting and not wanted):
         halting_exited(t)
         return
-    if was in ("spawned", "connected") or s.phase in ("booting", "starting"):
+    if s.phase in ("booting", "starting"):
         fault = server.fault or [
             "E3-BOOT",
             f"{event.name} exited with status {event.status} while starting",
@@ -301,7 +325,8 @@ def restart(t: Turn, name: str, incarnation: int, reason: str) -> None:
     """The backoff is over."""
     s = t.state
     server = s.servers[name]
-    if server.incarnation == incarnation and server.state == "dead" and not s.halting:
+    wanted = not s.halting or (s.halting == "record" and name == FIRST)
+    if server.incarnation == incarnation and server.state == "dead" and wanted and s.phase != "failed":
         spawn(t, name)
         outbox.record(t, "restart", {"name": name, "incarnation": server.incarnation, "reason": reason[:500]})
 
@@ -364,7 +389,7 @@ def drain(t: Turn, mode: str = "drain", reason: str = "") -> None:
     """Stop granting; when the last window is final, halt."""
     s = t.state
     if not s.drain_mode:
-        s.drain_mode, s.drain_reason = mode, reason
+        s.drain_mode, s.drain_reason = mode, reason[:1000]
         t.timer(limits.DRAIN_TIMEOUT_NS, "drain")
     elif mode == "now":
         s.drain_mode = "now"
@@ -382,7 +407,9 @@ def drain_step(t: Turn) -> None:
     s = t.state
     if s.phase != "draining" or s.halting or s.windows or s.outbox.records or s.in_flight:
         return
-    if any(p.kind in ("put", "evaluate", "calibrate") for p in s.pending.values()) and s.drain_mode != "now":
+    # A policy that is due belongs to windows of the next boot: a drain waits for it, so that stopping changes nothing.
+    due = s.parked or s.awaiting_policy or any(p.kind in ("put", "evaluate", "calibrate") for p in s.pending.values())
+    if due and s.drain_mode != "now":
         return
     s.halting = "record"
     outbox.record(t, "halt", {"boot": s.boot_id, "mode": s.drain_mode, "reason": s.drain_reason}, then="halted")
@@ -392,6 +419,8 @@ def halted(t: Turn) -> None:
     """The halt record is durable: let the servers go, the archivist last."""
     s = t.state
     s.halting = "servers"
+    for cap in s.caps.held(KERNEL):  # batches that were fetched ahead, traces that nobody judged
+        release_page(t, KERNEL, cap.slot)
     for server in s.servers.values():
         if server.name != FIRST and server.state in ("connected", "ready"):
             server.state = "draining"
@@ -441,6 +470,10 @@ def grant_caps(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
     if to not in s.servers and to not in s.operators:
         raise RecurosError("E4-NOENT", f"no principal is called {to!r}", hint="recuros ps")
     rights = abi.parse_rights(args["rights"]) if args["rights"] else Right(0)
+    if len(args["badge"]) > limits.BADGE_CHARS_MAX:
+        raise RecurosError(
+            "E2-LIMIT", f"badge of {len(args['badge'])} characters; the limit is {limits.BADGE_CHARS_MAX}"
+        )
     child = s.caps.derive(parent, to, rights, badge=args["badge"])
     outbox.record(
         t,

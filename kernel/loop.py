@@ -1,13 +1,15 @@
 """The kernel's one IO loop: the only file of the kernel with sockets and a clock.
 
-Responsible for: turning what arrives into events with an attested sender, and effects into what is sent. Identity comes from libzmq's ZAP handshake
-(SO_PEERCRED of the connecting process) and is checked on every message by its User-Id; routing ids are addresses, never identity. Refuses: peers that
-the supervisor did not spawn on the servers' socket; other users, and servers' children, on the operators' socket.
+Responsible for: turning what arrives into events with an attested sender, and effects into what is sent. Identity
+comes from libzmq's ZAP handshake (SO_PEERCRED of the connecting process) and is checked on every message by its
+User-Id; routing ids are addresses, never identity. Refuses: peers that the supervisor did not spawn on the servers'
+socket; other users, and servers' children, on the operators' socket.
 """
 
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import signal
 import socket
@@ -192,7 +194,8 @@ class Loop:
         """An answer that does not fit a frame becomes an error instead of silence."""
         if isinstance(effect.frame, wire.Reply):
             frame = wire.encode(wire.Reply(effect.frame.id, False, error.to_wire()))
-            sock.send_multipart([effect.route, frame], flags=zmq.NOBLOCK)
+            with contextlib.suppress(zmq.ZMQError):  # the peer has gone meanwhile
+                sock.send_multipart([effect.route, frame], flags=zmq.NOBLOCK)
 
     def sample(self) -> None:
         """Memory and CPU of everybody, for people."""
@@ -232,6 +235,8 @@ class Loop:
                         os.close(pidfd)
                     # What the server sent before it died comes first: a last `fault` says why.
                     self.receive(self.servers)
+                    for fd in [fd for fd, (_, owner) in self.conns.items() if owner == name]:
+                        self._hang_up(fd)  # an offer of the dead must not become a page of its successor
                     self.step(Exited(name, incarnation, pid, status))
                 case ["drain", str(reason)]:
                     self.step(DrainWanted(reason))
@@ -253,16 +258,17 @@ class Loop:
 
     def identify(self, domain: str, address: str) -> tuple[str, str]:
         """The principal behind ":uid:gid:pid" on a socket, or the empty string and the reason."""
-        now = time.monotonic_ns()
-        while self.handshakes and self.handshakes[0] < now - 1_000_000_000:
-            self.handshakes.popleft()
-        if len(self.handshakes) >= limits.HANDSHAKES_PER_SECOND_MAX:
-            return "", "too many handshakes a second"
-        self.handshakes.append(now)
         try:
             uid, _, pid = (int(x) for x in address.rsplit(":", 3)[1:])
         except ValueError:
             return "", f"no peer credentials in {address!r}"
+        now = time.monotonic_ns()
+        while self.handshakes and self.handshakes[0] < now - 1_000_000_000:
+            self.handshakes.popleft()
+        # A flood of strangers must not keep out the servers, whom the supervisor starts and nobody else.
+        if len(self.handshakes) >= limits.HANDSHAKES_PER_SECOND_MAX and not (domain == "server" and pid in self.pids):
+            return "", "too many handshakes a second"
+        self.handshakes.append(now)
         if domain == "server":
             self.from_supervisor()
             name, incarnation = self.pids.get(pid, ("", 0))
@@ -327,6 +333,10 @@ class Loop:
             conn.close()
             self.step(Refused(f"pid {pid}", "page socket: not spawned by the supervisor"))
             return
+        if sum(owner == name for _, owner in self.conns.values()) >= limits.PAGE_CONNECTIONS_MAX:
+            conn.close()
+            self.step(Refused(name, f"page socket: more than {limits.PAGE_CONNECTIONS_MAX} connections of {name}"))
+            return
         conn.setblocking(False)
         self.conns[conn.fileno()] = (conn, name)
         self.poller.register(conn.fileno(), zmq.POLLIN)
@@ -336,7 +346,9 @@ class Loop:
         conn, name = self.conns[fd]
         try:
             data, fds = _receive_fds(conn, 4096)
-        except (BlockingIOError, ConnectionResetError):
+        except BlockingIOError:
+            return
+        except ConnectionResetError:
             data, fds = b"", []
         keep: list[int] = []
         try:

@@ -1,8 +1,8 @@
 """Records on their way to the ledger.
 
-Responsible for: batching (everything that a step produces, and everything that arrives while an append is under way, goes in one append), and
-for effects that wait for the acknowledgement: commits, policies, capabilities and the answers to whoever asked for them. Refuses: to let such an effect
-happen before its record is durable.
+Responsible for: batching (everything that a step produces, and everything that arrives while an append is under way,
+goes in one append), and for effects that wait for the acknowledgement: commits, policies, capabilities and the
+answers to whoever asked for them. Refuses: to let such an effect happen before its record is durable.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def record(
     s.outbox.kinds.append(kind)
     if then:
         s.outbox.then.append((len(s.outbox.records) - 1, then, then_data or {}))
-    t.event(kind, **{k: v for k, v in args.items() if k not in ("resume", "env")})
+    shown = {"action" if k == "kind" else k: v for k, v in args.items() if k not in ("resume", "env")}
+    t.event(kind, **shown)  # an event's own "kind" is the record's
 
 
 def flush(t: Turn) -> None:

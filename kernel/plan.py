@@ -1,6 +1,7 @@
 """The plan: phases of windows, and where in them the runtime is.
 
-Responsible for: pure arithmetic on `Cursor`. The plan is data from the manifest; nothing here decides whether a window may run.
+Responsible for: pure arithmetic on `Cursor`. The plan is data from the manifest; nothing here decides whether a
+window may run.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Time: exact EDF admission for reservations, and a weighted-fair class for everything else.
 
-Reservations (Q, D, P) are admitted per lane by the processor-demand test with the blocking term B(t), the longest non-preemptible
-micro-step among tasks whose deadline lies beyond t (Baruah, Rosier, Howell 1990; blocking as in Baruah 2005, "The limited-preemption
-uniprocessor scheduling of sporadic task systems"). The fair class picks, among servers that wait, the eligible one with the earliest virtual
-deadline (EEVDF: Stoica, Abdel-Wahab 1995) and charges CPU time.
+Reservations (Q, D, P) are admitted per lane by the processor-demand test with the blocking term B(t), the longest
+non-preemptible micro-step among tasks whose deadline lies beyond t (Baruah, Rosier, Howell 1990; blocking as in
+Baruah 2005, "The limited-preemption uniprocessor scheduling of sporadic task systems"). The fair class picks, among
+servers that wait, the eligible one with the earliest virtual deadline (EEVDF: Stoica, Abdel-Wahab 1995) and charges
+CPU time.
 
 Refuses: reservations that do not fit, with the witness (t, demand).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
+from math import lcm
 from typing import Any
 
 RESERVE = 0.05
@@ -71,11 +73,15 @@ def admit(
         return True, {"utilisation": 0.0, "t_ns": 0, "demand_ns": 0}
     steps = max([background_step_ns, *(r.step_ns for r in tasks)])
     slack = sum(r.utilisation * (r.period_ns - r.deadline_ns) for r in tasks) + steps
-    bound = max(max(r.deadline_ns for r in tasks), int(slack / max(1e-9, 1 - usage)))
+    longest = max(r.deadline_ns for r in tasks)
+    # Demand repeats with the hyperperiod and U <= 1, so nothing new is found beyond it either; it bounds a lane that is full.
+    bound = max(longest, min(int(slack / max(1e-9, 1 - usage)), longest + lcm(*(r.period_ns for r in tasks))))
     points: set[int] = set()
     for r in tasks:
-        points.update(range(r.deadline_ns, bound + 1, r.period_ns))
-        if len(points) > POINTS_MAX:
+        steps_to_bound = range(r.deadline_ns, bound + 1, r.period_ns)
+        if len(points) + len(steps_to_bound) <= POINTS_MAX:
+            points.update(steps_to_bound)
+        else:
             return False, {
                 "reason": f"more than {POINTS_MAX} deadlines to test",
                 "utilisation": usage,

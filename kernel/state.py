@@ -1,7 +1,7 @@
 """The kernel's whole state, and the turn that works on it.
 
-Responsible for: being plain data (no sockets, clocks, closures), so that one history of events gives one history of states. A `Turn` is
-one call of `core.step`: the state, the time of the event, and the effects that come of it.
+Responsible for: being plain data (no sockets, clocks, closures), so that one history of events gives one history of
+states. A `Turn` is one call of `core.step`: the state, the time of the event, and the effects that come of it.
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ class State:
     operators: dict[str, bytes] = field(default_factory=dict)
     pages: dict[int, tuple[int, str]] = field(default_factory=dict)  # page -> (bytes, writer)
     pending: dict[int, Pending] = field(default_factory=dict)
+    parked: list[Pending] = field(default_factory=list)  # policy blobs that wait for the archivist
     next_delivery: int = 1
     refused: dict[str, int] = field(default_factory=dict)
 

@@ -1,7 +1,8 @@
 """What steers the windows: policies with their fixed lag, evaluations, probes, and the reservation.
 
-Responsible for: checking bounds and rights where a decision enters, recording it, and letting it take effect only when the record is durable. Refuses:
-policies outside their bounds, probes that the catalogue does not admit, reservations that do not fit.
+Responsible for: checking bounds and rights where a decision enters, recording it, and letting it take effect only
+when the record is durable. Refuses: policies outside their bounds, probes that the catalogue does not admit,
+reservations that do not fit.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def evaluated(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosErr
     if isinstance(values, RecurosError):
         if caller:
             answer_error(t, caller, values)
-        if s.final_asked:
+        if s.final_asked and data["split"] == "test" and not caller:
             s.error = values.to_wire()
             finished(t)
         return
@@ -103,16 +104,22 @@ def submit_policy(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) ->
     data = {"window": window, "settings": settings, "pack": args["pack"], "caller": caller}
     if args["blobs"]:
         page = move_page(t, "observer", args["blobs"], KERNEL).slot
-        request(
-            t,
-            "put",
-            "archivist.put",
-            {"objects": [["policy", "weights"], ["cal", "evidence"]], "page": page},
-            page=page,
-            **data,
-        )
+        _store(t, {**data, "page": page})
     else:
         policy_stored(t, data, {"ids": ["", ""]})
+
+
+def _store(t: Turn, data: dict[str, Any]) -> None:
+    objects = [["policy", "weights"], ["cal", "evidence"]]
+    request(t, "put", "archivist.put", {"objects": objects, "page": data["page"]}, **data)
+
+
+def store_parked(t: Turn) -> None:
+    """The archivist is back: blobs that it did not answer for are sent again."""
+    s = t.state
+    parked, s.parked = s.parked, []
+    for pending in parked:
+        _store(t, pending.data)
 
 
 def check_policy(settings: dict[str, Any]) -> None:
@@ -162,11 +169,25 @@ def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None
     )
 
 
+def operator_set(s: State, kd: dict[str, Any]) -> None:
+    """An operator set `kd`: policies that rest on evidence from before it no longer speak of these settings."""
+    s.kd = kd
+    lag = limits.POLICY_LAG_WINDOWS
+    s.policies = {at: without_overridden(s, at - lag, settings) for at, settings in s.policies.items()}
+
+
+def without_overridden(s: State, evidence_window: int, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a policy, less those that an operator set after the window it rests on."""
+    if evidence_window >= s.kd.get("window", 0):
+        return settings
+    return {k: v for k, v in settings.items() if s.kd.get(k, -1.0) in (-1.0, "")}
+
+
 def policy_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
     """The policy is durable and takes effect at its window."""
     s = t.state
     if data["window"] in s.awaiting_policy or data["applies_at"] >= s.next_window:
-        s.policies[data["applies_at"]] = {**data["settings"], "seq": seq}
+        s.policies[data["applies_at"]] = {**without_overridden(s, data["window"], data["settings"]), "seq": seq}
         s.policy_count += 1
     s.awaiting_policy.discard(data["window"])
     answer(t, data["caller"], {"seq": seq})
@@ -267,12 +288,14 @@ def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
             f"window takes {sorted(known)}, got {sorted(args['window'])}",
             hint="rl_schedule window={...} deadline=MS",
         )
-    new = Reservation(
-        r.name,
-        int(args["window"].get("budget_ms", r.budget_ns // ms)) * ms,
-        int(args["deadline"]) * ms,
-        int(args["window"].get("period_ms", r.period_ns // ms)) * ms,
-    )
+    budget_ms = args["window"].get("budget_ms", r.budget_ns // ms)
+    period_ms = args["window"].get("period_ms", r.period_ns // ms)
+    for key, value in (("budget_ms", budget_ms), ("period_ms", period_ms), ("deadline", args["deadline"])):
+        if type(value) is not int or not 0 < value <= limits.WINDOW_MS_MAX:
+            raise RecurosError(
+                "E2-LIMIT", f"{key}={value!r:.40} must be whole milliseconds, 1 to {limits.WINDOW_MS_MAX}"
+            )
+    new = Reservation(r.name, budget_ms * ms, args["deadline"] * ms, period_ms * ms)
     ok, witness = admit([new])
     body = {
         "name": new.name,

@@ -1,8 +1,9 @@
 """The supervisor: the only part of the kernel with processes.
 
-Responsible for: starting the kernel and the servers as `python -m ...`, handing their pidfds to the kernel, reaping everything (it is the subreaper), and
-leaving nothing behind whatever is killed: servers die with it by PR_SET_PDEATHSIG, and it takes them down when the kernel dies. Holds the
-run directory's lock for its whole life. Refuses: policy; the kernel decides what to start and what to kill.
+Responsible for: starting the kernel and the servers as `python -m ...`, handing their pidfds to the kernel, reaping
+everything (it is the subreaper), and leaving nothing behind whatever is killed: servers die with it by
+PR_SET_PDEATHSIG, and it takes them down when the kernel dies. Holds the run directory's lock for its whole life.
+Refuses: policy; the kernel decides what to start and what to kill.
 """
 
 from __future__ import annotations
@@ -202,6 +203,7 @@ class Supervisor:
 def main() -> int:
     """Read the boot document, then supervise."""
     harden.prctl(harden.PR_SET_CHILD_SUBREAPER, 1)
+    harden.prctl(harden.PR_SET_DUMPABLE, 0)  # a server of the same user may not read or trace it either
     size = int.from_bytes(_read(8), "little")
     doc = wire.unpack(_read(size))
     try:

@@ -4,9 +4,10 @@
                    \\-> MISSED <-/        (late, silent, failed, or its base went away)
                           \\-> ROLLED_BACK
 
-A window is MISSED when its deadline passed before STAGED was received, or when it failed for another reason (which is recorded). It is ROLLED_BACK when
-the learner has proved by digest that it is back at the base. Only a durable ledger record makes it COMMITTED. After STAGED no timer touches it: the
-one way back from STAGED is that its predecessor, whose state it stands on, did not commit, or that the store refused its record.
+A window is MISSED when its deadline passed before STAGED was received, or when it failed for another reason (which is
+recorded). It is ROLLED_BACK when the learner has proved by digest that it is back at the base. Only a durable ledger
+record makes it COMMITTED. After STAGED no timer touches it: the one way back from STAGED is that its predecessor,
+whose state it stands on, did not commit, or that the store refused its record.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The table: every syscall and every server method, with numbers, positional schemas, rights and one-line help.
 
-Responsible for: being the only place where the two sides of a message meet. Stubs, the shell's help, the reference page
-and the golden file are made from this table. Refuses: a value that does not fit its column, on the way out and on the way in.
+Responsible for: being the only place where the two sides of a message meet. Stubs, the shell's help, the reference
+page and the golden file are made from this table. Refuses: a value that does not fit its column, on the way out and
+on the way in.
 
 Two directions:
 
@@ -59,9 +60,9 @@ def parse_rights(names: list[str]) -> Right:
     """Inverse of `right_names`; an unknown name is an E2-MANIFEST error that lists the known ones."""
     rights = NO_RIGHT
     for name in names:
-        if name not in RIGHT_NAMES:
+        if not isinstance(name, str) or name not in RIGHT_NAMES:
             raise RecurosError(
-                "E2-MANIFEST", f"unknown right {name!r}", hint=f"known rights: {', '.join(sorted(RIGHT_NAMES))}"
+                "E2-MANIFEST", f"unknown right {name!r:.80}", hint=f"known rights: {', '.join(sorted(RIGHT_NAMES))}"
             )
         rights |= RIGHT_NAMES[name]
     return rights

@@ -1,7 +1,7 @@
 """The operator's session: what the command line, the shell and `recuros.connect()` use.
 
-Responsible for: finding the runtime of a run directory and speaking to it with typed stubs. Refuses: to guess; a run directory without a
-live runtime is E3-DOWN, with the way to start one.
+Responsible for: finding the runtime of a run directory and speaking to it with typed stubs. Refuses: to guess; a run
+directory without a live runtime is E3-DOWN, with the way to start one.
 """
 
 from __future__ import annotations

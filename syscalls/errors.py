@@ -1,7 +1,7 @@
 """The one error type that crosses every boundary of RecurOS.
 
-Responsible for: codes, their exit statuses, and the sentence a person reads. Refuses: codes that are not in the table, so a
-typo in a code fails where it is made and not in a script that matches on it.
+Responsible for: codes, their exit statuses, and the sentence a person reads. Refuses: codes that are not in the
+table, so a typo in a code fails where it is made and not in a script that matches on it.
 """
 
 from __future__ import annotations

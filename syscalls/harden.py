@@ -1,8 +1,9 @@
 """What every server does to itself before it imports its own code.
 
-Responsible for: dying with the supervisor, being unreadable to its siblings (dumpable = 0 closes /proc/PID/mem, ptrace and
-process_vm_writev to the same uid), gaining no privilege later, and holding no Linux capability. Refuses: to go on when one of these
-cannot be set, since a server that only believes it is confined is worse than one that does not start.
+Responsible for: dying with the supervisor, being unreadable to its siblings (dumpable = 0 closes /proc/PID/mem,
+ptrace and process_vm_writev to the same uid), gaining no privilege later, and holding no Linux capability. Refuses:
+to go on when one of these cannot be set, since a server that only believes it is confined is worse than one that does
+not start.
 """
 
 from __future__ import annotations

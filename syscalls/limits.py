@@ -59,3 +59,8 @@ TEMPERATURE_MIN: Final = 1.0
 TEMPERATURE_MAX: Final = 4.0
 ALPHA_MAX: Final = 1_000.0
 STEPS_PER_WINDOW_MAX: Final = 100_000
+WINDOW_MS_MAX: Final = 86_400_000
+"""Budget, deadline and period of a window: a day."""
+PAGE_CONNECTIONS_MAX: Final = 4
+"""Connections of one server to the page socket; a server needs one."""
+BADGE_CHARS_MAX: Final = 100

@@ -1,8 +1,9 @@
 """Pages: sealed memfd slabs that move between processes as file descriptors.
 
-The writer creates a memfd, maps it, then seals it against shrinking, growing and *future* writable mappings: the writer keeps the
-mapping it has, and every mapping made from the descriptor afterwards is read-only by the MMU. Descriptors travel over a
-side Unix socket by SCM_RIGHTS; the kernel checks the seals and relays them, and never maps one.
+The writer creates a memfd, maps it, then seals it against shrinking, growing and *future* writable mappings: the
+writer keeps the mapping it has, and every mapping made from the descriptor afterwards is read-only by the MMU.
+Descriptors travel over a side Unix socket by SCM_RIGHTS; the kernel checks the seals and relays them, and never maps
+one.
 
 Also here: the one layout for named arrays inside a page. Refuses: pages over the limit, descriptors without the seals,
 headers that point outside their page.
@@ -16,6 +17,7 @@ import os
 import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, Final
 
@@ -31,6 +33,9 @@ F_SEAL_GROW: Final = 0x4
 F_SEAL_FUTURE_WRITE: Final = 0x10  # absent from fcntl in Python 3.11
 SEALS: Final = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE
 ALIGN: Final = 64
+ITEM_BYTES: Final = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2} | {
+    "I32": 4, "U32": 4, "F32": 4, "I64": 8, "U64": 8, "F64": 8
+}  # fmt: skip
 OFFER: Final = 1
 MAP: Final = 2
 
@@ -172,13 +177,29 @@ def unpack_arrays(view: memoryview) -> tuple[dict[str, Array], dict[str, Any]]:
     length = int.from_bytes(view[:8], "little")
     if length > len(view) - 8:
         raise RecurosError("E2-WIRE", f"page header of {length} bytes does not fit a page of {len(view)}")
-    decoded = msgpack.unpackb(bytes(view[8 : 8 + length]), raw=False, max_ext_len=0)
-    if not (isinstance(decoded, list) and len(decoded) == 2 and isinstance(decoded[0], dict)):
+    decoded = wire.unpack(bytes(view[8 : 8 + length]))
+    if not (isinstance(decoded, list) and len(decoded) == 2 and isinstance(decoded[0], dict)) or not isinstance(
+        decoded[1], list
+    ):
         raise RecurosError("E2-WIRE", "page header does not have the shape [meta, index]")
     base = -(-(8 + length) // ALIGN) * ALIGN
     arrays: dict[str, Array] = {}
-    for name, dtype, shape, offset, nbytes in decoded[1]:
-        if not 0 <= offset <= offset + nbytes <= len(view) - base:
-            raise RecurosError("E2-WIRE", f"array {name!r} points outside its page")
-        arrays[name] = Array(dtype, tuple(shape), view[base + offset : base + offset + nbytes])
+    for row in decoded[1]:
+        match row:
+            case [str(name), str(dtype), list(shape), int(offset), int(nbytes)] if _is_shape(shape):
+                if not 0 <= offset <= offset + nbytes <= len(view) - base:
+                    raise RecurosError("E2-WIRE", f"array {name!r:.80} points outside its page")
+                if prod(shape) * ITEM_BYTES.get(dtype, -1) != nbytes:
+                    raise RecurosError(
+                        "E2-WIRE", f"array {name!r:.80}: {nbytes} bytes are not {dtype:.20} {shape!r:.80}"
+                    )
+                arrays[name] = Array(dtype, tuple(shape), view[base + offset : base + offset + nbytes])
+            case _:
+                raise RecurosError(
+                    "E2-WIRE", f"page header row {row!r:.120} is not [name, dtype, shape, offset, nbytes]"
+                )
     return arrays, decoded[0]
+
+
+def _is_shape(shape: list[Any]) -> bool:
+    return all(type(size) is int and size >= 0 for size in shape)

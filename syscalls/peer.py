@@ -1,7 +1,7 @@
 """A peer of the kernel: one DEALER socket, syscalls out, replies and deliveries in.
 
-Responsible for: what servers (`syscalls.serve`) and operators (`syscalls.client`) share. Refuses: retries of its own; a call that
-gets no answer in time raises E124-TIMEOUT and the caller decides. Not thread-safe: one thread, one peer.
+Responsible for: what servers (`syscalls.serve`) and operators (`syscalls.client`) share. Refuses: retries of its own;
+a call that gets no answer in time raises E124-TIMEOUT and the caller decides. Not thread-safe: one thread, one peer.
 """
 
 from __future__ import annotations

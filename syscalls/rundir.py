@@ -1,7 +1,8 @@
 """Where a run directory is, and where its sockets are.
 
-Responsible for: `--run` > RECUROS_RUN > ./.recuros, and the socket directory that belongs to it (socket paths are limited to 107
-bytes, so they do not live in the run directory). Refuses: a socket directory that somebody else owns or can enter.
+Responsible for: `--run` > RECUROS_RUN > ./.recuros, and the socket directory that belongs to it (socket paths are
+limited to 107 bytes, so they do not live in the run directory). Refuses: a socket directory that somebody else owns
+or can enter.
 """
 
 from __future__ import annotations

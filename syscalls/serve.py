@@ -15,14 +15,15 @@ and a `server.py` whose `main` is `return serve("NAME", build)`, where `build(ke
         def idle(self) -> bool: ...                          # own work between deliveries; True = there is more, do not block
         def drain(self) -> None: ...                         # finish; the process exits 0 afterwards
 
-`kernel` is a `Kernel`: `kernel.config` (the manifest stanza's [config] plus what the launcher adds: "store", "run", "app", "seed"),
-`kernel.syscall(name, **columns)`, `kernel.call("archivist.stage", **columns)`, `kernel.offer(page) -> handle`,
-`kernel.map(handle) -> ReadPage`,
-`kernel.release(handle)`, `kernel.pump()` (dispatch what has arrived, without blocking: call it at every micro-step),
-`kernel.checkpoint()` (fair servers: call it at every micro-step; gives the slice up when it is used).
+`kernel` is a `Kernel`: `kernel.config` (the manifest stanza's [config] plus what the launcher adds: "store", "run",
+"app", "seed"), `kernel.syscall(name, **columns)`, `kernel.call("archivist.stage", **columns)`, `kernel.offer(page) ->
+handle`, `kernel.map(handle) -> ReadPage`, `kernel.release(handle)`, `kernel.pump()` (dispatch what has arrived,
+without blocking: call it at every micro-step), `kernel.checkpoint()` (fair servers: call it at every micro-step;
+gives the slice up when it is used).
 
-Responsible for: hello, ready, dispatch, typed errors to the caller, faults to the kernel. Refuses: to answer for a handler
-that raises something untyped: that is a fault, the process exits, and the supervisor applies the restart policy.
+Responsible for: hello, ready, dispatch, typed errors to the caller, faults to the kernel. Refuses: to answer for a
+handler that raises something untyped: that is a fault, the process exits, and the supervisor applies the restart
+policy.
 """
 
 from __future__ import annotations

@@ -82,6 +82,8 @@ def decode(data: bytes) -> Frame:
     row = unpack(data)
     if not isinstance(row, list) or not row:
         raise RecurosError("E2-WIRE", "a frame is not an array")
+    if any(isinstance(x, bool) for x in (row[:2] if row[0] == REPLY else row[:4])):
+        raise RecurosError("E2-WIRE", "a frame has a truth value where a number belongs")
     match row:
         case [1, int(i), int(nr), int(cap), list(args)] if 0 <= i < 1 << 53:
             return Call(i, nr, cap, args)
@@ -123,6 +125,8 @@ def _depth(value: Any) -> int:
             if type(v) is list:
                 inner.extend(x for x in v if type(x) in (list, dict))
             elif type(v) is dict:
+                if not all(type(k) is str for k in v):
+                    raise RecurosError("E2-WIRE", "a frame holds a map whose keys are not all text")
                 inner.extend(x for x in v.values() if type(x) in (list, dict))
         level = inner
     return depth

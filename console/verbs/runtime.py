@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import click
 
-from console.context import Context, Table, no_such
+from console.context import Context, Table, cell, no_such
 from console.verb import verb
 from syscalls.errors import RecurosError
 
@@ -111,10 +111,12 @@ def wait(ctx: Context, what: str, condition: str) -> None:
             raise RecurosError.from_wire(found["error"])
         if found.get("state") in FINAL:
             raise RecurosError(
-                "E1-NO", f"{what} will not reach {condition}: the runtime is {found['state']}, {what} is {seen}"
+                "E1-NO", f"{what} will not reach {condition}: the runtime is {found['state']}, {what} has {cell(seen)}"
             )
         if deadline is not None and time.monotonic() >= deadline:
-            raise RecurosError("E124-TIMEOUT", f"{what} did not reach {condition} in {ctx.timeout_s:g} s; it is {seen}")
+            raise RecurosError(
+                "E124-TIMEOUT", f"{what} did not reach {condition} in {ctx.timeout_s:g} s; {what} has {cell(seen)}"
+            )
         time.sleep(POLL_S)
 
 

@@ -75,24 +75,22 @@ def set_(ctx: Context, budget_ms: int, period_ms: int, deadline_ms: int | None) 
 
 @verb(
     "admit",
-    "Would a reservation be admitted beside the present ones? Changes nothing; exits 6 when it would be refused.",
+    "Would reservation NAME be admitted beside the present ones? A present NAME (replay) is replaced. Exits 6 when refused.",
     examples=(
         "recuros sched admit --dry-run --budget-ms 40 --period-ms 100",
         "recuros sched admit --dry-run --budget-ms 40 --period-ms 100 --deadline-ms 60",
-        "recuros sched admit --dry-run --name second --budget-ms 400 --period-ms 1000 --json",
+        "recuros sched admit replay --dry-run --budget-ms 3500 --period-ms 4000 --json",
     ),
     exits=(3, 6, 124),
 )
-@click.option("--dry-run", is_flag=True, required=True, help="Said explicitly: this verb only asks.")
-@click.option(
-    "--name", default="question", metavar="NAME", help="Name of the reservation; the name of a present one replaces it."
-)
+@click.argument("name", default="question")
+@click.option("--dry-run", is_flag=True, help="What this verb always does: it only asks.")
 @click.option("--budget-ms", type=_MS, required=True, help="Time a window may use.")
 @click.option("--period-ms", type=_MS, required=True, help="How often a window is granted.")
 @click.option("--deadline-ms", type=_MS, help="Relative deadline [the period].")
-def admit(ctx: Context, dry_run: bool, name: str, budget_ms: int, period_ms: int, deadline_ms: int | None) -> int:
+def admit(ctx: Context, name: str, dry_run: bool, budget_ms: int, period_ms: int, deadline_ms: int | None) -> int:
     """Ask the kernel."""
-    del dry_run  # required, so always true
+    del dry_run
     deadline = period_ms if deadline_ms is None else deadline_ms
     with ctx.client() as client:
         answer = client.sched_admit(name=name, budget_ms=budget_ms, period_ms=period_ms, deadline_ms=deadline)

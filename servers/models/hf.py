@@ -7,12 +7,14 @@ kinds; each is E2-MODEL with the path and what is missing.
 
 from __future__ import annotations
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from servers.models.directory import check_weights, context_of, read_config
 from servers.models.model import Batch, Model, Output, Task, column
 from syscalls.errors import RecurosError
 
@@ -21,7 +23,6 @@ HEADS: dict[str, Task] = {
     "LMHeadModel": "causal-lm",
     "ForSequenceClassification": "classify",
 }
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ATTENTIONS = ("eager", "sdpa")
 
 
@@ -69,15 +70,8 @@ def _next_token_mask(tokens: torch.Tensor, content: torch.Tensor | None) -> torc
 def from_directory(spec: dict[str, Any]) -> HfModel:
     """Load {"path", "task"?, "attention"?} with its weights."""
     path = Path(str(spec.get("path", ""))).expanduser()
-    config = _read_config(path)
-    if not any((path / name).is_file() for name in WEIGHT_FILES):
-        found = sorted(p.name for p in path.glob("*.bin"))
-        extra = f"; it has {', '.join(found)}, a pickle format that is never loaded" if found else ""
-        raise RecurosError(
-            "E2-MODEL",
-            f"model directory {path} has no weights: missing {' or '.join(WEIGHT_FILES)}{extra}",
-            hint="save it with model.save_pretrained(directory), which writes safetensors",
-        )
+    config = read_config(path)
+    check_weights(path)
     task = _task_of(spec, config, str(path))
     attention = _attention_of(spec)
     module, missing = _load(path, task, attention)
@@ -133,7 +127,8 @@ def from_config(spec: dict[str, Any]) -> HfModel:
     where = "the config in the manifest"
     if not isinstance(values, dict):
         path = Path(str(spec.get("path", ""))).expanduser()
-        values, where = _read_config(path), str(path)
+        values, where = read_config(path), str(path)
+    _check_type(values.get("model_type"), where)
     task = _task_of(spec, values, where)
     attention = _attention_of(spec)
     rest = {k: v for k, v in values.items() if k not in ("model_type", "transformers_version")}
@@ -151,28 +146,16 @@ def from_config(spec: dict[str, Any]) -> HfModel:
     return HfModel(module, task, attention)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    """The config of a model directory (or a config file) as a dict, or E2-MODEL with what is missing."""
-    file = path / "config.json" if not path.is_file() else path
-    if not path.exists():
+def _check_type(given: Any, where: str) -> None:
+    from transformers import CONFIG_MAPPING
+
+    if given not in CONFIG_MAPPING:
+        close = difflib.get_close_matches(str(given or ""), list(CONFIG_MAPPING), n=3)
         raise RecurosError(
             "E2-MODEL",
-            f"model directory {path} does not exist",
-            hint="give the path of a local Hugging Face model directory",
+            f"{where}: model_type = {given!r} is no architecture that transformers knows",
+            hint=f"did you mean {' or '.join(close)}?" if close else 'for example model_type = "bert" or "llama"',
         )
-    if not file.is_file():
-        raise RecurosError(
-            "E2-MODEL",
-            f"{path} is not a model directory: missing config.json",
-            hint="give a directory written by model.save_pretrained",
-        )
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise RecurosError("E2-MODEL", f"{file} cannot be read: {error}", hint="save the model again") from error
-    if not isinstance(values, dict) or not values.get("model_type"):
-        raise RecurosError("E2-MODEL", f"{file} names no model_type", hint="use a config written by transformers")
-    return values
 
 
 def _task_of(spec: dict[str, Any], config: dict[str, Any], where: str) -> Task:
@@ -190,7 +173,7 @@ def _task_of(spec: dict[str, Any], config: dict[str, Any], where: str) -> Task:
                 return task
     raise RecurosError(
         "E2-MODEL",
-        f"{where}: architectures {names} are neither a causal LM nor a sequence classifier",
+        f"{where} {f'is for {names}, ' if names else 'names no architecture: '}neither a causal LM nor a sequence classifier",
         hint='set task = "causal-lm" or task = "classify" in the manifest',
     )
 

@@ -98,6 +98,7 @@ class ObserverService:
         state = self._state_before(window, policy)
         self._history.keep(window, state)
         self._kernel.checkpoint()
+        state.follow(window, policy.get("kd") or {})
         figures = fold(state, window, rows, metrics, maps)
         decision = decide(state, self._pack, self._numbers, figures, policy.get("gate") or {})
         self._state, self._traced = state, snapshot

@@ -41,6 +41,14 @@ class State:
     trajectory: Trajectory = field(default_factory=Trajectory)
     held_out: HeldOut = field(default_factory=HeldOut)
     sums: Sums = field(default_factory=dict)
+    steered_at: int = 0
+
+    def follow(self, window: int, kd: Mapping[str, Any]) -> None:
+        """An operator's `rl_set_kd` stands until later evidence moves it: take its temperature over, once."""
+        at, temperature = int(kd.get("window", 0)), float(kd.get("temperature", -1.0))
+        if self.steered_at < at <= window and temperature > 0:
+            self.temperature = self.initial = temperature
+            self.steered_at = self.changed_at = at
 
     def to_map(self) -> dict[str, Any]:
         """Plain values; `of_map` reads them back exactly."""
@@ -54,6 +62,7 @@ class State:
             "trajectory": self.trajectory.to_map(),
             "held_out": [held.count, held.ece, held.ema, held.fresh],
             "sums": self.sums,
+            "steered_at": self.steered_at,
             "samples": self.samples.to_map(),
         }
 
@@ -70,6 +79,7 @@ class State:
             changed_at=int(values["changed_at"]),
             trajectory=Trajectory.of_map(values["trajectory"]),
             held_out=HeldOut(int(count), float(ece), float(ema), bool(fresh)),
+            steered_at=int(values["steered_at"]),
             sums={row: dict(fields) for row, fields in values["sums"].items()},
         )
 

@@ -84,7 +84,7 @@ def test_a_help_page_is_complete(path: list[str], command: click.Command, capsys
         ("learner prune 1.5", "1.5 is not in the range"),
         ("learner prune", "Missing argument"),
         ("-o yaml ps", "'yaml' is not one of"),
-        ("sched admit --budget-ms 1 --period-ms 2", "--dry-run"),
+        ("sched admit --dry-run --budget-ms 1", "Missing option '--period-ms'"),
         ("syscall", "no syscall was named"),
         ("syscall rl_set_kd temperature=hot", "temperature='hot' is not of type float"),
         ("syscall rl_set_kd heat=1", "takes no argument 'heat=1'"),

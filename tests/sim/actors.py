@@ -1,0 +1,338 @@
+"""The simulated servers: what the real ones promise the kernel, without tensors.
+
+Responsible for: the order of messages of each real server (see `servers/*/server.py`), a learner state that is one digest of all its inputs, and the
+faults that the world decides. Refuses: knowledge of the kernel's state; an actor knows only what it was sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any
+
+from kfs import records
+from kfs.records import RecordKind
+from syscalls import abi, wire
+from syscalls.errors import RecurosError
+
+if TYPE_CHECKING:
+    from world import Process
+
+MS = 1_000_000
+Run = Generator[tuple[Any, ...], Any, Any]
+
+
+class Actor:
+    """Hello, ready, dispatch: `syscalls.serve` as a generator."""
+
+    def __init__(self, process: Process) -> None:
+        self.p = process
+        self.w = process.world
+        self.stopping = False
+
+    def body(self) -> Run:
+        hello = yield from self.syscall("hello", major=abi.ABI_MAJOR, minor=abi.ABI_MINOR)
+        self.p.caps = hello["caps"]
+        yield from self.maybe_crash()
+        yield from self.syscall("ready", info=self.info())
+        while not self.stopping:
+            yield from self.dispatch((yield ("recv",)))
+            yield from self.idle()
+
+    def info(self) -> dict[str, Any]:
+        return {}
+
+    def idle(self) -> Run:
+        yield from ()
+
+    def maybe_crash(self) -> Run:
+        if self.w.faults.hit(self.w, self.w.faults.crash, self.p.name):
+            yield ("die", -9)
+
+    def dispatch(self, frame: wire.Deliver) -> Run:
+        row = abi.METHOD_BY_NR[frame.nr]
+        if row.name == "drain":
+            self.stopping = True
+            return
+        try:
+            values = yield from getattr(self, "on_" + row.name)(**row.check_args(frame.args))
+        except RecurosError as error:
+            if not frame.id:
+                raise
+            yield ("reply", frame, error)
+        else:
+            yield from self.maybe_crash()
+            if frame.id:
+                yield ("reply", frame, values or {})
+
+    def pump(self) -> Run:
+        for frame in (yield ("poll",)):
+            yield from self.dispatch(frame)
+
+    def syscall(self, name: str, **args: Any) -> Run:
+        payload = yield ("syscall", name, args)
+        row = abi.SYSCALL_BY_NAME[name]
+        return {} if row.oneway else row.check_reply(payload)
+
+    def call(self, method: str, **args: Any) -> Run:
+        server, _, name = method.partition(".")
+        row = abi.method_of(server, name)
+        reply = yield from self.syscall("call", endpoint=self.p.caps[server], method=row.nr, args=row.bind(args))
+        return row.check_reply(reply["reply"])
+
+
+class Archivist(Actor):
+    """Durable before it answers; the disk is the world's."""
+
+    boot = ""
+
+    def on_open(self, boot: str) -> Run:
+        yield ("sleep", 2 * MS)
+        self.boot = boot
+        log = self.w.disk.log
+        last = max((r.seq for r in log if r.kind is RecordKind.WINDOW_COMMIT), default=-1)
+        commit = records.encode(log[last]) if last >= 0 else b""
+        tail = [records.encode(r) for r in log[last + 1 :]]
+        return {"commit": commit, "tail": tail, "size": len(log), "root": f"{len(log):x}", "notes": []}
+
+    def on_append(self, records: list[bytes]) -> Run:
+        yield ("sleep", int(MS * self.w.rng.random()))
+        yield from self.maybe_crash()
+        seqs = [self.w.disk.append(self.boot, data, self.w.now_ns) for data in records]
+        if self.w.faults.hit(self.w, self.w.faults.lost_ack, "archivist"):
+            yield ("die", -9)  # durable, and nobody will hear of it
+        return {"seqs": seqs, "size": len(self.w.disk.log), "root": f"{len(self.w.disk.log):x}"}
+
+    def on_stage(self, window: int, refs: dict[str, str], index: list[Any], page: int) -> Run:
+        root = refs["root"]
+        if page:
+            content = yield ("map", page)
+            if content != root:
+                raise RecurosError("E9-INTEGRITY", "the page holds something else")
+        yield ("sleep", 2 * MS)
+        if self.w.faults.hit(self.w, self.w.faults.no_space, "archivist"):
+            raise RecurosError("E9-NOSPACE", "the disk is full")
+        self.w.disk.objects.add(root)
+        return {"snapshot": root, "stored_bytes": 64}
+
+    def on_put(self, objects: list[Any], page: int) -> Run:
+        content = yield ("map", page)
+        yield ("sleep", MS)
+        self.w.disk.objects |= set(content)
+        return {"ids": list(content)}
+
+
+class Dataset(Actor):
+    """A batch is a pure function of what was asked for."""
+
+    def on_fill(self, window: int, phase: dict[str, Any], step0: int, steps: int, weights: str, gate: Any) -> Run:
+        from world import digest
+
+        yield ("sleep", int(10 * MS * self.w.rng.random()))
+        yield from self.maybe_crash()
+        batch = digest("batch", phase["name"], step0, steps, weights, sorted(gate.items()))
+        handle = yield ("offer", batch)
+        return {"page": handle, "batch": batch}
+
+    def on_split(self, name: str) -> Run:
+        handle = yield ("offer", name)
+        return {"page": handle}
+
+
+class Gpu(Actor):
+    def on_inventory(self) -> Run:
+        yield ("sleep", MS)
+        return {"devices": [], "host": {"cpu": 1}, "note": "no NVIDIA GPU"}
+
+    def on_telemetry(self) -> Run:
+        yield ("sleep", MS)
+        return {"devices": [], "host": {"load": 0.5}}
+
+
+class Observer(Actor):
+    def on_trace(
+        self, window: int, snapshot: str, metrics: dict[str, Any], maps: Any, policy: dict[str, Any], page: int
+    ) -> Run:
+        from world import digest
+
+        if page:
+            yield ("map", page)
+            yield from self.syscall("page_release", page=page)
+        if self.w.faults.hit(self.w, self.w.faults.slow_policy, "observer"):
+            yield ("sleep", 25_000 * MS)
+        yield ("sleep", int(30 * MS * self.w.rng.random()))
+        yield from self.syscall("sched_yield")
+        yield from self.maybe_crash()
+        settings: dict[str, Any] = {"temperature": 1.0 + int(digest(window, snapshot)[3:5], 16) % 30 / 10, "weights": 0}
+        if self.w.faults.hit(self.w, self.w.faults.bad_policy, "observer"):
+            settings = {"temperature": 99.0}
+        blobs = 0
+        if window % 3 == 0:
+            settings = {}
+        elif window % 3 == 1 and settings.get("weights") == 0:
+            blobs = yield ("offer", [digest("weights", snapshot), digest("evidence", snapshot)])
+        try:
+            yield from self.syscall("policy_submit", window=window, settings=settings, pack="sim", blobs=blobs)
+        except RecurosError as error:
+            if blobs:
+                yield from self.syscall("page_release", page=blobs)
+            if error.code not in ("E2-USAGE", "E2-LIMIT", "E75-AGAIN"):
+                raise
+
+    def on_evaluate(self, snapshot: str, split: str) -> Run:
+        page = (yield from self.call("dataset.split", name=split))["page"]
+        yield from self.syscall("page_release", page=page)
+        yield ("sleep", int(200 * MS * self.w.rng.random()))
+        yield from self.syscall("sched_yield")
+        scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.2, "params": 10, "n": 5}
+        return {"scores": {"student": scores, "teacher": scores}}
+
+    def on_calibrate(self, snapshot: str, mode: str) -> Run:
+        yield ("sleep", 5 * MS)
+        return {"result": {"temperature": 1.5}}
+
+
+class Aborted(Exception):
+    def __init__(self, window: int) -> None:
+        super().__init__(window)
+        self.window = window
+
+
+class Learner(Actor):
+    """The state is the digest of everything that ever went into it."""
+
+    def __init__(self, process: Process) -> None:
+        from world import digest
+
+        super().__init__(process)
+        self.built = self.root = digest("built")
+        self.grants: deque[dict[str, Any]] = deque()
+        self.bases: dict[int, str] = {}
+        self.running = -1
+        self.aborted: Aborted | None = None
+
+    def info(self) -> dict[str, Any]:
+        return {"base": self.built, "code": "sha256:" + "0" * 64}
+
+    def on_grant(self, **grant: Any) -> Run:
+        self.grants.append(grant)
+        yield from ()
+
+    def on_abort(self, window: int, reason: str) -> Run:
+        self.grants = deque(g for g in self.grants if g["window"] < window)
+        if window not in self.bases:
+            return
+        if self.running >= 0:
+            if self.aborted is None or window < self.aborted.window:
+                self.aborted = Aborted(window)
+        else:
+            yield from self.roll_back(window, "E7-MISSED", reason)
+
+    def on_committed(self, window: int) -> Run:
+        self.bases.pop(window, None)
+        yield from ()
+
+    def on_restore(self, snapshot: str) -> Run:
+        yield ("sleep", 5 * MS)
+        self.bases.clear()
+        if snapshot not in ("", self.built) and snapshot not in self.w.disk.objects:
+            raise RecurosError("E9-INTEGRITY", f"{snapshot} is not in the store")
+        self.root = snapshot or self.built
+        return {"restored": self.root}
+
+    def on_attach(self, id: int, hook: str, prog: str, every: int) -> Run:
+        yield ("sleep", MS)
+        return {"sites": ["site"], "step": 0}
+
+    def on_detach(self, id: int) -> Run:
+        yield ("sleep", MS)
+        return {"step": 0}
+
+    def on_probes(self, id: int) -> Run:
+        yield ("sleep", MS)
+        return {"probes": [], "sites": [], "maps": {}}
+
+    def idle(self) -> Run:
+        while self.grants:
+            yield from self.window(self.grants.popleft())
+
+    def window(self, g: dict[str, Any]) -> Run:
+        window = g["window"]
+        if g["base"] not in ("", self.root):
+            yield from self.syscall("page_release", page=g["page"])
+            yield from self.rolled_back(window, "E9-INTEGRITY", "another base", self.root)
+            return
+        self.bases[window] = self.root
+        self.running, self.aborted = window, None
+        try:
+            yield from self.train(g)
+        except Aborted as aborted:
+            self.running = -1
+            yield from self.roll_back(aborted.window, "E7-MISSED", "aborted")
+        except RecurosError as error:
+            self.running = -1
+            yield from self.roll_back(window, error.code, error.message)
+        self.running, self.aborted = -1, None
+        yield from self.syscall("page_release", page=g["page"])
+
+    def train(self, g: dict[str, Any]) -> Run:
+        from world import digest
+
+        f, w = self.w.faults, self.w
+        batch = yield ("map", g["page"])
+        step_ns = int(20 * MS * w.rng.random()) + (200 * MS if f.hit(w, f.late, "learner") else 0)
+        for step in range(g["steps"]):
+            yield from self.pause_point(g)
+            yield ("sleep", step_ns)
+            yield from self.maybe_crash()
+            if f.hit(w, f.hang, "learner"):
+                yield ("hang",)
+            if f.hit(w, f.loss, "learner"):
+                raise RecurosError("E7-LOSS", "the loss is not finite")
+            yield from self.syscall("progress", window=g["window"], step=step + 1, metrics={"loss": 1.0})
+        settings = {k: g["policy"].get(k) for k in ("temperature", "weights")}
+        new = digest(self.root, g["phase"]["name"], g["step0"], batch, settings, g["directives"])
+        handle = yield ("offer", new)
+        try:
+            stored = yield from self.call("archivist.stage", window=g["window"], refs={"root": new}, index=[], page=handle)
+        finally:
+            yield from self.syscall("page_release", page=handle)
+        assert stored["snapshot"] == new
+        yield from self.pause_point(g, late_matters=False)
+        trace = (yield ("offer", ["trace", g["window"]])) if g["window"] % 2 else 0
+        yield from self.syscall(
+            "window_staged", window=g["window"], snapshot=new, metrics={"loss": 0.5, "kd": 0.1}, maps={}, trace=trace
+        )
+        self.root = new
+
+    def pause_point(self, g: dict[str, Any], *, late_matters: bool = True) -> Run:
+        yield from self.pump()
+        if self.aborted is not None:
+            raise self.aborted
+        if late_matters and self.w.now_ns > g["deadline_ns"]:
+            raise RecurosError("E7-MISSED", "past the deadline")
+
+    def roll_back(self, window: int, code: str, reason: str) -> Run:
+        from world import digest
+
+        self.root = self.bases[window]
+        if self.w.faults.hit(self.w, self.w.faults.inexact, "learner"):
+            self.root = digest("garbage", self.w.now_ns)
+        self.bases = {k: v for k, v in self.bases.items() if k < window}
+        yield ("sleep", 2 * MS)
+        yield from self.rolled_back(window, code, reason, self.root)
+
+    def rolled_back(self, window: int, code: str, reason: str, restored: str) -> Run:
+        yield from self.syscall("window_rolled_back", window=window, code=code, reason=reason, restored=restored)
+
+
+BEHAVIOURS = {
+    name: (lambda process, kind=kind: kind(process).body())
+    for name, kind in {
+        "archivist": Archivist,
+        "dataset": Dataset,
+        "gpu": Gpu,
+        "observer": Observer,
+        "learner": Learner,
+    }.items()
+}
