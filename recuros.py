@@ -166,12 +166,12 @@ class Runtime:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
             status = self.status()
+            if status.get("error"):
+                raise RecurosError.from_wire(status["error"])
             if status.get("state") == state:
                 return status
             if self.ended:
                 raise RecurosError("E3-GONE", f"the runtime halted before it was {state!r}", hint="recuros report")
-            if status.get("error"):
-                raise RecurosError.from_wire(status["error"])
             if deadline is not None and time.monotonic() >= deadline:
                 raise RecurosError(
                     "E124-TIMEOUT", f"the runtime was not {state!r} in {timeout_s:g} s; it is {status.get('state')!r}"

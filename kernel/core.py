@@ -34,6 +34,7 @@ from syscalls.abi import Right
 from syscalls.errors import RecurosError
 from syscalls.wire import Call, Reply
 
+STAGE_NR = abi.METHOD_BY_NAME["archivist.stage"].nr
 STARTUP = frozenset({"hello", "ready", "fault"})
 WHILE_HALTING = frozenset({"status", "events", "fault", "page_release", "window_rolled_back", "sched_yield"})
 
@@ -173,6 +174,8 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
         if isinstance(values, RecurosError):
             answer_error(t, data["caller"], values)
         else:
+            if pending.nr == STAGE_NR:
+                t.state.stored = values["snapshot"]
             answer(t, data["caller"], {"reply": abi.METHOD_BY_NR[pending.nr].bind_reply(values)})
         return
     if kind == "evaluate":

@@ -25,8 +25,9 @@ from kernel.steer import (
     weights_for,
 )
 from kernel.window import Window, WindowState
+from kfs.ids import is_object_id
 from syscalls import limits
-from syscalls.errors import RecurosError
+from syscalls.errors import CODES, RecurosError
 
 OPEN = (WindowState.RUNNING, WindowState.STAGED, WindowState.MISSED)
 
@@ -195,6 +196,10 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
         )
         return
     try:
+        if args["snapshot"] != s.stored:
+            raise RecurosError(
+                "E9-INTEGRITY", f"window {w.id}: the archivist has not stored {args['snapshot']!r:.80} as the last snapshot"
+            )
         _record_commit(t, w, args["snapshot"], args["metrics"])
     except RecurosError:
         release_page(
@@ -289,6 +294,7 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
         "policy": w.policy,
         "policy_seq": w.policy_seq,
         "policy_count": s.policy_count,
+        "awaiting": sorted({*s.awaiting_policy, w.id} - {d["window"] for d in on_the_way}),
         "directives": s.directives + [d for x in s.windows.values() if x.id > w.id for d in x.directives],
         "probes": [{"id": p.id, "hook": p.hook, "prog": p.prog, "every": p.every} for p in s.probes.values()],
         "next_probe": s.next_probe,
@@ -335,7 +341,7 @@ def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> N
     ):
         miss(t, later, "E1-NO", f"its base, window {w.id}, did not commit", tell_learner=False)
     w.to(WindowState.MISSED)
-    w.miss_code = code
+    w.miss_code, w.miss_reason = code, reason
     late_ns = t.now_ns - w.deadline_ns
     outbox.record(
         t,
@@ -358,6 +364,8 @@ def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> N
 def rolled_back(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
     """The learner is back at the base of a window and proves it by digest."""
     s = t.state
+    if args["restored"] and not is_object_id(args["restored"]):
+        raise RecurosError("E2-WIRE", f"restored={args['restored']!r:.80} is not a root id")
     answer(t, caller, {})
     w = s.windows.get(args["window"])
     if w is None or w.state not in (WindowState.RUNNING, WindowState.MISSED):
@@ -439,12 +447,10 @@ def stop_plan(t: Turn, w: Window) -> None:
             f"window {w.id} could not be stored: no space left in {s.config.run}",
             "free some space and boot again on the same run directory; it resumes from the last committed window",
         ),
-    }.get(w.miss_code, (f"window {w.id} failed {n} times in a row", "recuros kfs log --kind window.miss"))
-    code = (
-        w.miss_code
-        if w.miss_code in ("E7-MISSED", "E7-LOSS", "E9-NOSPACE", "E9-INTEGRITY", "E9-POISONED")
-        else "E7-MISSED"
+    }.get(
+        w.miss_code, (f"window {w.id} failed {n} times in a row: {w.miss_reason}", "recuros kfs log --kind window.miss")
     )
+    code = w.miss_code if w.miss_code in CODES else "E7-MISSED"
     s.error = RecurosError(code, what[0], hint=what[1]).to_wire()
     s.phase = "done"
     t.event("stopped", error=s.error)
@@ -522,6 +528,8 @@ def finish_plan(t: Turn) -> None:
     if s.windows or s.awaiting_policy or s.outbox.records or s.in_flight or s.final_asked:
         return
     if any(p.kind == "evaluate" for p in s.pending.values()) or not _observer_up(s):
+        return
+    if s.servers["dataset"].state != "ready":
         return
     if "test" in s.scores and s.scores["test"].get("snapshot") == s.committed:
         finished(t)

@@ -156,6 +156,7 @@ def _sched_show(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 
 def _sched_admit(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    steer.check_ms(**{key: a[key] for key in ("budget_ms", "period_ms", "deadline_ms")})
     new = Reservation(a["name"], a["budget_ms"] * MS, a["deadline_ms"] * MS, a["period_ms"] * MS)
     others = [] if a["name"] == t.state.reservation.name else [t.state.reservation]
     ok, witness = admit([*others, new])

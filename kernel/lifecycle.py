@@ -184,7 +184,8 @@ def opened(t: Turn, values: dict[str, Any]) -> None:
         steer.store_parked(t)
         return  # the archivist was restarted in mid-run
     if values["commit"]:
-        resume(s, records.decode(values["commit"]), [records.decode(r) for r in values["tail"]])
+        commit, tail = records.decode(values["commit"]), [records.decode(r) for r in values["tail"]]
+        resume(s, commit, tail)
     outbox.record(
         t,
         "boot",
@@ -196,6 +197,8 @@ def opened(t: Turn, values: dict[str, Any]) -> None:
             "env": {**s.environment, "recovery": list(values["notes"])},
         },
     )
+    if values["commit"]:
+        _note_lost_policies(t, commit, tail)
     r = s.reservation
     outbox.record(
         t,
@@ -213,6 +216,17 @@ def opened(t: Turn, values: dict[str, Any]) -> None:
     for name in s.servers:
         if name != FIRST:
             spawn(t, name)
+
+
+def _note_lost_policies(t: Turn, commit: Record, tail: list[Record]) -> None:
+    """Evidence that was with the Observer in a crash is gone; the absence of its policy is an input of the windows to come."""
+    if any(r.kind is RecordKind.HALT and r.args["mode"] == "drain" for r in tail):
+        return  # a drain waits for every policy that is due
+    decided = {r.args["window"] for r in tail if r.kind is RecordKind.POLICY}
+    for window in sorted(set(commit.args["resume"].get("awaiting", [])) - decided):
+        applies_at = window + limits.POLICY_LAG_WINDOWS
+        args = {"window": window, "applies_at": applies_at, "settings": {}, "pack": "lost"}
+        outbox.record(t, "policy", args)
 
 
 def resume(s: State, commit: Record, tail: list[Record]) -> None:

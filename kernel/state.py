@@ -136,6 +136,7 @@ class State:
     filling: set[int] = field(default_factory=set)
     generation: int = 0  # role swaps that the staged state holds
     base: str = ""  # what the learner's next window starts from
+    stored: str = ""  # the snapshot that the archivist last said is durable
     committed: str = ""
     committed_window: int = 0
     learner_ok: bool = False

@@ -51,6 +51,9 @@ def evaluated(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosErr
         if caller:
             answer_error(t, caller, values)
         if s.final_asked and data["split"] == "test" and not caller:
+            if values.code in ("E3-GONE", "E75-AGAIN"):
+                s.final_asked = False  # a server was away for a moment: `finish_plan` asks again when it is back
+                return
             s.error = values.to_wire()
             finished(t)
         return
@@ -276,6 +279,15 @@ def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosErro
     )
 
 
+def check_ms(**times: Any) -> None:
+    """Refuse times of a reservation that are not whole milliseconds within the limit: E2-LIMIT."""
+    for key, value in times.items():
+        if type(value) is not int or not 0 < value <= limits.WINDOW_MS_MAX:
+            raise RecurosError(
+                "E2-LIMIT", f"{key}={value!r:.40} must be whole milliseconds, 1 to {limits.WINDOW_MS_MAX}"
+            )
+
+
 def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
     """Syscall rl_schedule: admission decides, and the answer is recorded either way."""
     s = t.state
@@ -290,11 +302,7 @@ def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
         )
     budget_ms = args["window"].get("budget_ms", r.budget_ns // ms)
     period_ms = args["window"].get("period_ms", r.period_ns // ms)
-    for key, value in (("budget_ms", budget_ms), ("period_ms", period_ms), ("deadline", args["deadline"])):
-        if type(value) is not int or not 0 < value <= limits.WINDOW_MS_MAX:
-            raise RecurosError(
-                "E2-LIMIT", f"{key}={value!r:.40} must be whole milliseconds, 1 to {limits.WINDOW_MS_MAX}"
-            )
+    check_ms(budget_ms=budget_ms, period_ms=period_ms, deadline=args["deadline"])
     new = Reservation(r.name, budget_ms * ms, args["deadline"] * ms, period_ms * ms)
     ok, witness = admit([new])
     body = {

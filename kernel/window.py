@@ -69,6 +69,7 @@ class Window:
     swaps: int = 0
     grant_seq: int = -1
     miss_code: str = ""
+    miss_reason: str = ""
 
     def to(self, state: WindowState) -> None:
         """Move along the table; anything else is a bug in the kernel and stops it."""

@@ -19,12 +19,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from servers.manifest_tables import Manifest, ModelSpec
+from servers.models import directory as model_directory
 from syscalls import abi
 from syscalls.errors import RecurosError
 
 BASE = "base"
 TOKENIZER_WORDS = ("teacher", "bytes")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
 def apps() -> list[str]:
@@ -315,16 +315,8 @@ def _check_probes(path: Path, manifest: Manifest) -> None:
 
 def _check_models(path: Path, manifest: Manifest) -> None:
     for role, spec in (("teacher", manifest.model.teacher), ("student", manifest.model.student)):
-        if spec.kind == "hf":
-            _check_model_dir(path, role, Path(spec.path))
-        elif spec.kind == "hf-config" and spec.path is not None and not _config_file(Path(spec.path)).is_file():
-            raise _refuse(
-                path,
-                f"model.{role}.path",
-                f"{spec.path} has no config.json",
-                "name a Hugging Face model directory or its config.json",
-                "E2-MODEL",
-            )
+        if spec.kind != "patch" and spec.path is not None:
+            _check_model_dir(path, role, Path(spec.path), weights=spec.kind == "hf")
     kinds = {manifest.model.teacher.kind, manifest.model.student.kind}
     if "patch" in kinds and kinds != {"patch"}:
         raise _refuse(
@@ -336,22 +328,18 @@ def _check_models(path: Path, manifest: Manifest) -> None:
         )
 
 
-def _config_file(path: Path) -> Path:
-    return path if path.is_file() else path / "config.json"
-
-
-def _check_model_dir(path: Path, role: str, directory: Path) -> None:
-    """A look that needs no torch: a directory with config.json and safetensors weights."""
+def _check_model_dir(path: Path, role: str, directory: Path, *, weights: bool) -> None:
+    """A look that needs no torch: the config, and weights that are all there."""
     hint = "give a directory written by model.save_pretrained, or kind = 'hf-config' for a model without weights"
     key = f"model.{role}.path"
-    if not directory.is_dir():
+    if weights and not directory.is_dir():
         raise _refuse(path, key, f"{directory} is not a directory", hint, "E2-MODEL")
-    if not (directory / "config.json").is_file():
-        raise _refuse(path, key, f"{directory} is not a model directory: it has no config.json", hint, "E2-MODEL")
-    if not any((directory / name).is_file() for name in WEIGHT_FILES):
-        raise _refuse(
-            path, key, f"{directory} is not a model directory: it has no {' or '.join(WEIGHT_FILES)}", hint, "E2-MODEL"
-        )
+    try:
+        model_directory.read_config(directory)
+        if weights:
+            model_directory.check_weights(directory)
+    except RecurosError as error:
+        raise _refuse(path, key, error.message, error.hint, "E2-MODEL") from error
 
 
 def _check_data(path: Path, manifest: Manifest) -> None:

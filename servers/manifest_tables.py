@@ -54,38 +54,58 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
 
 
 class App(Table):
-    """Who this is, and what every part of it shares. `eval_every`: windows between validation evaluations, 0 none."""
+    """Who this is, and what every part of it shares."""
 
     name: Name
+    """Lower case, digits and hyphens; the ledger's boot records carry it."""
     title: str = ""
+    """A line for people."""
     seed: Annotated[int, Field(ge=0, lt=1 << 63)] = 42
+    """Everything random follows from it: fresh weights, the order of batches, dropout."""
     deterministic: bool = True
+    """Policies wait for their evidence, so that a second run decides alike."""
     eval_every: Annotated[int, Field(ge=0, le=1 << 31)] = 10
+    """Windows between evaluations on the validation split; 0 is none. The test split is scored once, when the plan is done."""
 
 
 class Window(Table):
     """The learner's reservation: every `period_ms`, `steps` micro-steps within `budget_ms`, done by `deadline_ms`."""
 
     steps: Annotated[int, Field(ge=1, le=limits.STEPS_PER_WINDOW_MAX)] = 25
+    """Micro-steps of a window, the unit that commits or rolls back."""
     budget_ms: Milliseconds
+    """Time the learner's core is reserved for in each period; admission refuses what cannot be kept."""
     period_ms: Milliseconds
+    """Every so often a window may begin; windows start early when the core is free."""
     deadline_ms: Milliseconds
+    """From the grant to the staged snapshot; at most period-ms. Past it the window rolls back."""
 
 
 class Phase(Table):
-    """A stretch of windows that trains one role. `steps` replaces the window's; `lr_floor` is the share of lr a cosine ends at."""
+    """A stretch of windows that trains one role."""
 
     name: Name
+    """Names the phase's own stream of batches."""
     train: Literal["teacher", "student"]
+    """Which role learns. A teacher learns the task alone; a student learns from the frozen teacher and the task."""
     windows: Annotated[int, Field(ge=1, le=1 << 31)]
+    """How many windows must commit."""
     lr: Positive
+    """The highest learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """After the warm-up."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps of linear rise to lr."""
     lr_floor: Share = 0.02
+    """The share of lr that a cosine ends at."""
     label_smoothing: Share = 0.0
+    """Mass of the target spread over all classes."""
     steps: Annotated[int, Field(ge=1, le=limits.STEPS_PER_WINDOW_MAX)] | None = None
+    """Micro-steps of this phase's windows; absent: window.steps."""
     end: Literal["", "swap:ema", "swap:checkpoint"] = ""
+    """Makes the student the next teacher: by its moving average (the student goes on), or as it is (the student starts anew)."""
     repeat: bool = False
+    """Last phase only: detached, it runs again until halted, its end each time."""
 
 
 class PatchSpec(Table):
@@ -93,10 +113,15 @@ class PatchSpec(Table):
 
     kind: Literal["patch"]
     layers: Count = 4
+    """Transformer blocks."""
     width: Count = 64
+    """Hidden width, a multiple of heads."""
     heads: Count = 4
+    """Attention heads."""
     mlp_ratio: Count = 2
+    """Width of the feed-forward layer over hidden width."""
     classes: Count = 10
+    """Number of classes."""
 
     @model_validator(mode="after")
     def _heads_divide_width(self) -> Self:
@@ -115,8 +140,11 @@ class HfSpec(Table):
     path_keys: ClassVar[tuple[str, ...]] = ("path",)
     kind: Literal["hf"]
     path: str
+    """A directory with config.json and safetensors weights. Weights in pickle formats and code beside a model are never loaded."""
     task: Literal["classify", "causal-lm"] | None = None
+    """Absent: what the directory was saved as."""
     attention: Literal["eager", "sdpa"] | None = None
+    """`eager` (also when absent) gives probes the attention probabilities that were used; `sdpa` is faster on long sequences."""
 
 
 class HfConfigSpec(Table):
@@ -125,9 +153,13 @@ class HfConfigSpec(Table):
     path_keys: ClassVar[tuple[str, ...]] = ("path",)
     kind: Literal["hf-config"]
     path: str | None = None
+    """A model directory, or a config.json, to take the architecture from. Either path or config."""
     config: dict[str, Any] | None = None
+    """The architecture: `model_type` and the keys of its transformers config, spelled as there."""
     task: Literal["classify", "causal-lm"] | None = None
+    """Absent: for the student the teacher's, else what the config names."""
     attention: Literal["eager", "sdpa"] | None = None
+    """As for `hf`."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
@@ -152,28 +184,39 @@ class Optimizer(Table):
     """One optimizer a role, with the phase's learning rate."""
 
     name: Literal["adamw"] = "adamw"
+    """Decoupled weight decay (Loshchilov and Hutter 2019)."""
     betas: Annotated[list[Share], Field(min_length=2, max_length=2)] | None = None
+    """Absent: PyTorch's, 0.9 and 0.999."""
     eps: Positive | None = None
+    """Absent: PyTorch's, 1e-8."""
     weight_decay: NotNegative | None = None
+    """Decoupled, on matrices only. Absent: PyTorch's, 0.01."""
     clip: NotNegative = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
 
 
 class Ema(Table):
     """Moving average of the student, which `swap:ema` makes the teacher."""
 
     momentum: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.99
+    """Share of the average that one step keeps."""
 
 
 class Kd(Table):
     """Settings of the distillation loss until an operator or a policy changes them."""
 
     temperature: Annotated[float, Field(ge=limits.TEMPERATURE_MIN, le=limits.TEMPERATURE_MAX)] = 2.0
+    """Both models' logits are divided by it; the loss is scaled by its square."""
     alpha: Annotated[float, Field(ge=0.0, le=limits.ALPHA_MAX)] = 1.0
+    """Weight of the hint loss on mapped hidden states; 0 turns it off."""
     mix: Share = 0.5
+    """Share of the distillation loss; the task has the rest."""
     proj: Literal["linear", "none"] = "linear"
+    """`linear`: learned maps from the student's hidden width to the teacher's. `none` needs equal widths."""
     layer_map: (
         Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(max_length=256)] | None
     ) = None
+    """Pairs [student layer, teacher layer] of the hint loss. Absent: spread evenly."""
 
 
 class DigitsData(Table):
@@ -181,26 +224,37 @@ class DigitsData(Table):
 
     kind: Literal["digits"]
     batch: Count = 32
+    """Samples a step."""
     augment: Literal["none", "shift"] = "none"
+    """`shift` moves each image by up to one pixel."""
 
 
 Fractions = Annotated[list[Share], Field(min_length=3, max_length=3)]
 
 
 class JsonlData(Table):
-    """One JSON object a line. `tokenizer`: "teacher" (its directory's), "bytes", or a path."""
+    """A text, and for classification a label, in each line of a file."""
 
     path_keys: ClassVar[tuple[str, ...]] = ("path", "tokenizer")
     kind: Literal["jsonl"]
     path: str
+    """One JSON object a line, UTF-8."""
     task: Literal["classify", "causal-lm"] | None = None
+    """Absent: the teacher's."""
     text_column: str | None = None
+    """Absent: `text`."""
     label_column: str | None = None
+    """Absent: `label`. Classification only."""
     bad_rows: Literal["refuse", "skip"] | None = None
+    """`refuse` (also when absent) stops at the first unusable row; `skip` leaves such rows out and counts them."""
     tokenizer: str | None = None
+    """`teacher` (also when absent): tokenizer.json beside the teacher. `bytes`: one id a byte. Else a path."""
     fractions: Fractions | None = None
+    """Shares of train, validation and test. Absent: 0.8, 0.1, 0.1. Equal samples share a split."""
     batch: Count = 16
+    """Samples a step."""
     seq_len: Count = 128
+    """Tokens a row; longer rows are cut and counted. Within the context of both models."""
 
 
 class TextData(Table):
@@ -209,10 +263,15 @@ class TextData(Table):
     path_keys: ClassVar[tuple[str, ...]] = ("path", "tokenizer")
     kind: Literal["text"]
     path: str
+    """A UTF-8 text file; with tokenizer `bytes` any file."""
     tokenizer: str | None = None
+    """As for `jsonl`."""
     fractions: Fractions | None = None
+    """As for `jsonl`, of chunks."""
     batch: Count = 16
+    """Chunks a step."""
     seq_len: Count = 128
+    """Tokens a chunk. Within the context of both models."""
 
 
 Data = Annotated[DigitsData | JsonlData | TextData, Field(discriminator="kind")]
@@ -224,35 +283,50 @@ class Policy(Table):
     model_config = ConfigDict(extra="allow")
     more_numbers: ClassVar[bool] = True
     pack: Literal["starter", "static"] = "starter"
+    """`starter` steers temperature and sample weights; `static` changes nothing. Further keys are numbers of the pack."""
 
 
 class Probe(Table):
-    """A probe that is attached before the first window. `every`: cadence in steps, 0 the program's own."""
+    """A probe that is attached before the first window."""
 
     hook: str
+    """Where, as in docs/reference/probes.md."""
     prog: str
+    """Which program, such as `builtin:cka`."""
     every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
+    """Steps between firings; 0: the program's own cadence."""
 
 
 class Operator(Table):
     """What whoever holds the operator's socket may do."""
 
     rights: list[str]
+    """What whoever opens the operator's socket may do."""
 
 
 class Server(Table):
     """One server process."""
 
     entry: str
+    """A package with a `__main__`."""
     cls: Annotated[Literal["edf", "fair"], Field(alias="class")]
+    """`edf`: the lane with reserved windows, one server. `fair`: the background."""
     rank: Annotated[int, Field(ge=0, le=1_000)]
+    """A server calls servers of strictly lower rank."""
     rights: list[str] = []
+    """What the kernel lets it do."""
     calls: list[str] = []
+    """Servers it may call."""
     restart: Literal["never", "always", "snapshot"] = "always"
+    """`snapshot`: from the last committed state."""
     weight: Annotated[int, Field(ge=1, le=10_000)] = 100
+    """Share of the background's time."""
     mailbox_messages: Annotated[int, Field(ge=1, le=65_536)] = limits.MAILBOX_MESSAGES_DEFAULT
+    """Bound of its mailbox in messages."""
     mailbox_bytes: Annotated[int, Field(ge=4_096, le=1 << 30)] = limits.MAILBOX_BYTES_DEFAULT
+    """Bound of its mailbox in bytes."""
     config: dict[str, Any] = {}
+    """Handed to the server as it is."""
 
 
 class Manifest(Table):

@@ -104,8 +104,10 @@ def _row(where: str, number: int, line: bytes, text_column: str, label_column: s
     way_out = 'correct the line, or set data.bad-rows = "skip"'
     try:
         value = json.loads(line.decode("utf-8"))
-    except ValueError as error:
-        raise data_error(f"{where}: not JSON: {error}", way_out) from error
+    except json.JSONDecodeError as error:
+        raise data_error(f"{where}: not JSON: {error.msg} at character {error.pos + 1}", way_out) from error
+    except UnicodeDecodeError as error:
+        raise data_error(f"{where}: byte {error.start + 1} is not UTF-8", way_out) from error
     if not isinstance(value, dict):
         raise data_error(f"{where}: found {_kind(value)}, expected an object", way_out)
     for column in filter(None, (text_column, label_column)):

@@ -7,7 +7,6 @@ tokenizer file are read.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from servers.dataset.table import data_error
+from servers.models.directory import context_of, read_config
 
+ROLES: Final = ("teacher", "student")
 BYTE_VOCABULARY: Final = 256
 SEQ_LEN_DEFAULT: Final = 128
 ENCODE_ROWS: Final = 1024
@@ -43,12 +44,13 @@ def tokenizer_of(data: dict[str, Any], model: dict[str, Any]) -> Tokenizer:
         made = Tokenizer("bytes", BYTE_VOCABULARY, pad_id, lambda texts, _: [list(t.encode()) for t in texts])
     else:
         made = _from_file(_tokenizer_path(choice, model), pad_id)
-    takes = config.get("vocab_size")
-    if isinstance(takes, int) and made.vocabulary > takes:
-        raise data_error(
-            f"tokenizer {made.name} has {made.vocabulary} ids, the model takes {takes}",
-            "use the tokenizer that was saved with the model",
-        )
+    for role in ROLES:
+        takes = role_config(model, role).get("vocab_size")
+        if isinstance(takes, int) and made.vocabulary > takes:
+            raise data_error(
+                f"tokenizer {made.name} has {made.vocabulary} ids, the {role}'s vocab_size is {takes}",
+                "use the tokenizer that was saved with the teacher, and a student with its vocab_size",
+            )
     return made
 
 
@@ -96,32 +98,31 @@ def encode_all(tokenizer: Tokenizer, texts: Sequence[str], special: bool) -> lis
 
 
 def seq_len_of(data: dict[str, Any], model: dict[str, Any]) -> int:
-    """data.seq-len, at least 2 and no longer than the model's positions."""
+    """data.seq-len, at least 2 and within the positions of teacher and student."""
     length = int(data.get("seq_len") or SEQ_LEN_DEFAULT)
-    config = model_config(model)
-    positions = config.get("max_position_embeddings") or config.get("n_positions")
-    most = positions if isinstance(positions, int) and positions > 0 else None
-    if length < 2 or (most is not None and length > most):
-        raise data_error(f"data.seq-len = {length} is outside 2..{most or 'any'}", "choose a length the model takes")
+    if length < 2:
+        raise data_error(f"data.seq-len = {length} is below 2", "a sequence needs a token and the next one")
+    for role in ROLES:
+        most = context_of(role_config(model, role))
+        if most is not None and length > most:
+            raise data_error(
+                f"data.seq-len = {length} is longer than the {role}'s context of {most} tokens",
+                f"set data.seq-len = {most} or less, or use a model with more positions",
+            )
     return length
 
 
+def role_config(model: dict[str, Any], role: str) -> dict[str, Any]:
+    """config.json of a role, or the config in its spec; {} for a built-in model."""
+    spec = model.get(role) or {}
+    if isinstance(spec.get("config"), dict):
+        return dict(spec["config"])
+    return read_config(Path(str(spec["path"])).expanduser()) if spec.get("path") else {}
+
+
 def model_config(model: dict[str, Any]) -> dict[str, Any]:
-    """config.json of the teacher (else the student) as a dict; {} for a built-in model. The learner refuses a bad one."""
-    for role in ("teacher", "student"):
-        spec = model.get(role) or {}
-        if isinstance(spec.get("config"), dict):
-            return dict(spec["config"])
-        path = Path(str(spec.get("path") or "")).expanduser()
-        file = path if path.is_file() else path / "config.json"
-        if spec.get("path") and file.is_file():
-            try:
-                values = json.loads(file.read_text(encoding="utf-8"))
-            except (OSError, ValueError) as error:
-                raise data_error(f"{file} cannot be read: {error}", "save the model again") from error
-            if isinstance(values, dict):
-                return values
-    return {}
+    """The config of the teacher, else of the student; {} for built-in models."""
+    return role_config(model, "teacher") or role_config(model, "student")
 
 
 def task_of(data: dict[str, Any], model: dict[str, Any]) -> str:

@@ -83,7 +83,8 @@ class Engine:
         self._policy: dict[str, Any] = {}
         self.phase: Phase | None = None
         self.phase_step = self.step = self.generation = 0
-        models = {role: build(dict(spec[role]), self._draw()) for role in ROLES}
+        models = {"teacher": build(dict(spec["teacher"]), self._draw())}
+        models["student"] = build(_same_task(spec["student"], models["teacher"]), self._draw())
         check_pair(models["teacher"], models["student"], spec["teacher"], spec["student"])
         self.roles = {role: Role(model, Arena(model.module)) for role, model in models.items()}
         self._ema = self.roles["student"].arena.flat.clone()
@@ -545,6 +546,11 @@ def _spread(batch: Batch, values: Tensor, mask: Tensor | None) -> Tensor:
 def _aligned(values: Tensor) -> Tensor:
     """The tensor at a 64-byte boundary: vector kernels choose their path by alignment, and the last bit with it."""
     return values if values.data_ptr() % 64 == 0 else values.clone()
+
+
+def _same_task(spec: dict[str, Any], teacher: Model) -> dict[str, Any]:
+    """A student made from a config does what its teacher does, unless the spec says what it is for."""
+    return {"task": teacher.task, **spec} if spec.get("kind") == "hf-config" else dict(spec)
 
 
 def _adamw_settings(values: dict[str, Any]) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from servers.learner.phase import phase_of
 from servers.learner.provenance import code_digest, environment
 from servers.learner.state import DTYPES, Leaf, byte_view, tensor_of
 from servers.learner.trace import COLUMNS, Trace, joined
+from servers.models.hf import HfModel
 from servers.models.model import Batch
 from syscalls.errors import RecurosError
 from syscalls.pages import ALIGN, Array, ReadPage, WritePage, pack_arrays, unpack_arrays
@@ -105,7 +106,12 @@ class LearnerService:
 
     def _build(self) -> Engine:
         config = self._kernel.config
-        return Engine(dict(config["model"]), int(config["seed"]), self._dispatcher)
+        engine = Engine(dict(config["model"]), int(config["seed"]), self._dispatcher)
+        length = (config.get("data") or {}).get("seq_len")
+        for role in engine.roles.values():
+            if length is not None and isinstance(role.model, HfModel):
+                role.model.check_takes(int(length))
+        return engine
 
     def idle(self) -> bool:
         """Run the next granted window to its end; True while more are queued."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from servers.models.directory import check_weights, context_of, read_config
+from servers.models.directory import check_weights, read_config
 from servers.models.model import Batch, Model, Output, Task, column
 from syscalls.errors import RecurosError
 
@@ -57,6 +57,26 @@ class HfModel(Model):
         content = None if mask is None else mask.bool()
         valid = None if self.task == "classify" else _next_token_mask(tokens, content)
         return Output(out.logits, hidden, valid, content)
+
+    @torch.no_grad()
+    def check_takes(self, length: int) -> None:
+        """Run two rows of `length` tokens, so that what this architecture cannot take is E2-MODEL before any window.
+
+        Too few positions, or no padding token where a classifier over a decoder needs one.
+        """
+        tokens = torch.full((2, length), 1 if self._pad_id == 0 else 0)
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            self.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+        except (ValueError, IndexError, RuntimeError) as error:
+            raise RecurosError(
+                "E2-MODEL",
+                f"the {self.architecture['config'].get('model_type')} model does not take 2 x {length} tokens: {_first_line(error)}",
+                hint="lower data.seq-len to the model's context; a decoder that classifies needs pad_token_id in its config",
+            ) from error
+        finally:
+            self.module.train(was_training)
 
 
 def _next_token_mask(tokens: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:

@@ -61,11 +61,13 @@ def check_pair(teacher: Model, student: Model, teacher_spec: dict[str, Any], stu
             hint="choose two models of one task",
         )
     if teacher.num_classes != student.num_classes:
-        what = "tokens" if teacher.task == "causal-lm" else "classes"
+        tokens = teacher.task == "causal-lm"
         raise RecurosError(
             "E2-MODEL",
-            f"the teacher has {teacher.num_classes} {what}, the student {student.num_classes}",
-            hint="KL(teacher || student) needs one vocabulary; choose models that share it",
+            f"the teacher has {teacher.num_classes} {'tokens' if tokens else 'classes'}, the student {student.num_classes}",
+            hint="choose models that share a vocabulary, or give the student's config the teacher's vocab_size"
+            if tokens
+            else f"give the student {teacher.num_classes} classes (num_labels in its config); classes are compared one by one",
         )
     first, second = _vocabulary(teacher_spec), _vocabulary(student_spec)
     if first is not None and second is not None and first != second:

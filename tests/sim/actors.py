@@ -293,10 +293,13 @@ class Learner(Actor):
         settings = {k: g["policy"].get(k) for k in ("temperature", "weights")}
         new = digest(self.root, g["phase"]["name"], g["step0"], batch, settings, g["directives"])
         handle = yield ("offer", new)
+        stage = {"window": g["window"], "refs": {"root": new}, "index": [], "page": handle}
         try:
-            stored = yield from self.call("archivist.stage", window=g["window"], refs={"root": new}, index=[], page=handle)
-        finally:
+            stored = yield from self.call("archivist.stage", **stage)
+        except RecurosError:
             yield from self.syscall("page_release", page=handle)
+            raise
+        yield from self.syscall("page_release", page=handle)
         assert stored["snapshot"] == new
         yield from self.pause_point(g, late_matters=False)
         trace = (yield ("offer", ["trace", g["window"]])) if g["window"] % 2 else 0

@@ -72,7 +72,7 @@ def faults_of(rng: random.Random) -> Faults:
         chosen.append("late")
     scale = 1.0 if len(chosen) < 3 else 0.4
     values = {k: rates[k] * (scale if k != "kill" else 1.0) for k in chosen}
-    return Faults(**values, until_ns=S + rng.randrange(1, 20) * S)
+    return Faults(**values, early=rng.random() < 0.1, until_ns=S + rng.randrange(1, 20) * S)
 
 
 def run(seed: int) -> Outcome:

@@ -98,11 +98,13 @@ class Faults:
     bad_policy: float = 0.0
     slow_policy: float = 0.0
     who: tuple[str, ...] = ("archivist", "dataset", "learner", "observer", "gpu")
+    early: bool = False  # also while the runtime starts, where any death is fatal
     until_ns: int = 60 * S  # after this the world is quiet, so that every history can end
 
     def hit(self, world: World, rate: float, name: str) -> bool:
         """Decide one fault."""
-        return name in self.who and world.now_ns < self.until_ns and world.rng.random() < rate
+        started = self.early or (world.state is not None and world.state.phase not in ("booting", "starting"))
+        return started and name in self.who and world.now_ns < self.until_ns and world.rng.random() < rate
 
 
 class Process:
@@ -279,7 +281,7 @@ class World:
         """Every so often somebody kills a server."""
 
         def kill() -> None:
-            if self.processes and self.faults.hit(self, self.faults.kill, "learner"):
+            if self.processes and self.faults.hit(self, self.faults.kill, self.faults.who[0]):
                 name = self.rng.choice(sorted(set(self.processes) & set(self.faults.who)) or ["gpu"])
                 if name in self.processes and self.processes[name].alive:
                     self.end(self.processes[name], -9)
@@ -505,7 +507,7 @@ def document(
         "probes": [{"hook": "on_kd_step", "prog": "builtin:entropy", "every": 2}],
         "policy": {},
         "eval_every": 3,
-        "operator_rights": sorted(abi.RIGHT_NAMES),
+        "operator_rights": ["steer", "interrupt", "attach-probe", "sched-control", "read-trace", "grant", "revoke"],
         "servers": servers,
         "lane_cpus": [1],
         "background_cpus": list(range(slots)),

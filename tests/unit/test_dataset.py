@@ -179,7 +179,7 @@ def test_jsonl_classification_maps_strings_in_sorted_order(tmp_path: Path) -> No
 
 def test_jsonl_takes_the_label_ids_of_the_teachers_own_head(tmp_path: Path) -> None:
     labels = {"label2id": {"pos": 0, "neg": 1}, "id2label": {"0": "pos", "1": "neg"}, "vocab_size": 300}
-    (tmp_path / "config.json").write_text(json.dumps(labels))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **labels}))
     rows = [{"text": f"sample {i}", "label": ["pos", "neg"][i % 2]} for i in range(30)]
     model = {"teacher": {"kind": "hf", "path": str(tmp_path)}}
     made, session = service(tmp_path, write_rows(tmp_path / "d.jsonl", rows), model=model)
@@ -220,15 +220,15 @@ def test_a_tokenizer_file_beside_the_teacher_is_used(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 32, "pad_token_id": 0, "num_labels": 2}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 32, "pad_token_id": 0, "num_labels": 2}))
     data = write_rows(tmp_path / "d.jsonl", [{"text": f"sample {i}", "label": i % 2} for i in range(30)])
     model = {"teacher": {"kind": "hf", "path": str(tmp_path)}}
     made, session = service(tmp_path, {**data, "tokenizer": "teacher"}, model=model)
     arrays, _ = session.arrays(made.split("test")["page"])
     assert (arrays["input_ids"][:, 0] == 1).all()
     assert (arrays["labels"] == (arrays["input_ids"][:, 1] - 2) % 2).all()
-    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 31}))
-    with pytest.raises(RecurosError, match="has 32 ids, the model takes 31"):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 31}))
+    with pytest.raises(RecurosError, match="has 32 ids, the teacher.s vocab_size is 31"):
         service(tmp_path, {**data, "tokenizer": "teacher"}, model=model)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from servers import manifest as manifests
+from servers import manifest_doc
+from servers.manifest_tables import Manifest, Models, Table
 from syscalls import abi
 from syscalls.errors import RecurosError
 
@@ -34,11 +36,14 @@ def refusal(path: Path) -> RecurosError:
     return caught.value
 
 
+CONTENTS = {"config.json": b'{"model_type": "gpt2"}', "model.safetensors": b"\x02" + b"\0" * 7 + b"{}"}
+
+
 def hf_dir(tmp_path: Path, *files: str) -> Path:
     path = tmp_path / "teacher"
     path.mkdir()
     for name in files:
-        (path / name).write_text("{}", encoding="utf-8")
+        (path / name).write_bytes(CONTENTS.get(name, b"{}"))
     return path
 
 
@@ -189,9 +194,10 @@ def test_tables_that_disagree_are_refused(tmp_path: Path, changed: dict[str, str
     ("files", "says"),
     [
         (None, "is not a directory"),
-        ((), "it has no config.json"),
-        (("config.json",), "it has no model.safetensors"),
-        (("config.json", "pytorch_model.bin"), "it has no model.safetensors"),
+        ((), "missing config.json"),
+        (("config.json",), "missing model.safetensors"),
+        (("config.json", "pytorch_model.bin"), "pytorch_model.bin, a pickle format that is never loaded"),
+        (("config.json", "model.safetensors.index.json"), "model.safetensors.index.json cannot be read"),
     ],
 )
 def test_a_teacher_directory_that_is_not_one_is_refused(
@@ -259,3 +265,12 @@ def test_text_with_quotes_and_control_characters_survives_a_dump(tmp_path: Path)
     manifest = manifests.load(path)
     path.write_text(manifests.dump(manifest), encoding="utf-8")
     assert manifests.load(path).app.title == manifest.app.title == 'a "b" \\ \x07 \n é'
+
+
+def test_the_reference_page_is_that_of_the_types() -> None:
+    assert manifest_doc.PAGE.read_text(encoding="utf-8") == manifest_doc.page(), "run: python -m servers.manifest_doc"
+
+
+def test_every_table_has_a_place_on_the_reference_page() -> None:
+    described = {table for _, table in manifest_doc.HEADINGS}
+    assert set(Table.__subclasses__()) - described == {Manifest, Models}

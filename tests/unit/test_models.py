@@ -12,7 +12,9 @@ import torch
 from torch import Tensor
 
 from servers.learner.engine import Engine
+from servers.models.directory import check_weights, context_of
 from servers.models.evaluate import ECE_BINS, evaluate
+from servers.models.hf import HfModel
 from servers.models.model import Model, Output
 from servers.models.patch import PatchConfig, PatchTransformer
 from servers.models.registry import build, check_pair
@@ -124,6 +126,34 @@ def test_a_local_directory_loads_with_its_weights(directory: Path) -> None:
         assert torch.equal(a, b), name
 
 
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [(0, "0 bytes are less"), (5, "5 bytes are less"), (300, "300 bytes are less"), (-1, "it was cut off")],
+)
+def test_weights_that_were_cut_off_are_refused_without_loading_them(directory: Path, size: int, says: str) -> None:
+    file = directory / "model.safetensors"
+    whole = file.read_bytes()
+    check_weights(directory)
+    file.write_bytes(whole[:size])
+    with pytest.raises(RecurosError, match=says) as caught:
+        check_weights(directory)
+    assert caught.value.code == "E2-MODEL"
+    assert str(file) in caught.value.message
+    assert "save or copy the model again" in caught.value.hint
+
+
+def test_a_sharded_directory_must_have_every_shard(directory: Path) -> None:
+    module = build(LM_SPEC, 5).module
+    (directory / "model.safetensors").unlink()
+    module.save_pretrained(directory, max_shard_size="4KB")  # type: ignore[operator]
+    check_weights(directory)
+    assert build({"kind": "hf", "path": str(directory)}, 0).param_count == build(LM_SPEC, 5).param_count
+    gone = sorted(directory.glob("model-*.safetensors"))[-1]
+    gone.unlink()
+    with pytest.raises(RecurosError, match=f"{gone.name} cannot be loaded: the file is missing"):
+        check_weights(directory)
+
+
 def test_attention_modules_return_probabilities(directory: Path) -> None:
     model = build({"kind": "hf", "path": str(directory)}, 0)
     seen: list[Any] = []
@@ -157,9 +187,40 @@ def test_what_is_not_a_model_directory_is_named_with_what_is_missing(tmp_path: P
     assert "kind 'x' is unknown" in refusal({"kind": "x"})
     assert "unknown key 'depth'" in refusal({"kind": "patch", "depth": 3})
     assert "width 10" in refusal({"kind": "patch", "width": 10, "heads": 4})
-    assert "no model can be built" in refusal(
-        {"kind": "hf-config", "task": "causal-lm", "config": {"model_type": "nil"}}
-    )
+    unknown = {"kind": "hf-config", "task": "causal-lm", "config": {"model_type": "gpt22"}}
+    assert "model_type = 'gpt22' is no architecture" in refusal(unknown)
+    odd = {"kind": "hf-config", "task": "classify", "config": {**CLASSIFIER, "hidden_size": 15}}
+    assert "no model can be built" in refusal(odd)
+
+
+def test_a_student_from_a_config_has_the_teachers_task() -> None:
+    untold = {"kind": "hf-config", "config": CLASSIFIER}
+    engine = Engine({"teacher": CLASSIFIER_SPEC, "student": untold}, 1)
+    assert engine.roles["student"].model.task == "classify"
+    with pytest.raises(RecurosError, match="names no architecture"):
+        build(untold, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "length", "says"),
+    [
+        ({**CLASSIFIER, "max_position_embeddings": 16}, 17, "does not take 2 x 17 tokens"),
+        ({"model_type": "gpt2", "vocab_size": 40, "n_embd": 8, "n_layer": 1, "n_head": 1}, 8, "pad"),
+        ({**CLASSIFIER, "model_type": "roberta", "max_position_embeddings": 18, "pad_token_id": 1}, 17, "2 x 17"),
+    ],
+)
+def test_what_an_architecture_cannot_take_is_refused_before_any_window(
+    config: dict[str, Any], length: int, says: str
+) -> None:
+    model = build({"kind": "hf-config", "task": "classify", "config": config}, 0)
+    assert isinstance(model, HfModel)
+    with pytest.raises(RecurosError, match=says) as caught:
+        model.check_takes(length)
+    assert caught.value.code == "E2-MODEL"
+    assert "pad_token_id" in caught.value.hint
+    limit = context_of(config)
+    if limit is not None:
+        model.check_takes(limit)
 
 
 def test_a_directory_without_the_head_of_the_task_is_refused(directory: Path) -> None:
