@@ -283,7 +283,7 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
     horizon = s.next_window
     # Policies whose records are on their way stand before this commit in the ledger, so the tail after it will not tell of them.
     on_the_way = [d for b in (s.in_flight, s.outbox) if b for _, then, d in b.then if then == "policy"]
-    policies = {**s.policies, **{d["applies_at"]: {**d["settings"], "seq": -1} for d in on_the_way}}
+    policies = {**s.policies, **{d["applies_at"]: {**d["settings"], "seq": -1} for d in on_the_way if d["settings"]}}
     keep = {k: v for k, v in policies.items() if k >= max([p for p in policies if p <= horizon], default=0)}
     return {
         "cursor": list(next_cursor(s, Cursor(*w.cursor))),

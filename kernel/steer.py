@@ -100,10 +100,6 @@ def submit_policy(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) ->
         s.awaiting_policy.discard(window)
         outbox.record(t, "fault", {"name": "observer", "code": error.code, "message": error.message}, actor="observer")
         raise
-    if not settings:
-        s.awaiting_policy.discard(window)
-        answer(t, caller, {})
-        return
     data = {"window": window, "settings": settings, "pack": args["pack"], "caller": caller}
     if args["blobs"]:
         page = move_page(t, "observer", args["blobs"], KERNEL).slot
@@ -153,8 +149,9 @@ def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None
     if "page" in data:
         release_page(t, KERNEL, data["page"])
     settings = {k: v for k, v in data["settings"].items() if k != "evidence"}
-    settings["weights"] = weights
-    recorded = {**settings, "evidence": data["settings"].get("evidence", {})}
+    if data["settings"]:
+        settings["weights"] = weights
+    recorded = {**settings, "evidence": data["settings"].get("evidence", {})} if data["settings"] else {}
     applies_at = data["window"] + limits.POLICY_LAG_WINDOWS
     outbox.record(
         t,
@@ -166,7 +163,7 @@ def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None
         then_data={
             "window": data["window"],
             "applies_at": applies_at,
-            "settings": {**settings, "evidence": evidence},
+            "settings": {**settings, "evidence": evidence} if settings else {},
             "caller": data["caller"],
         },
     )
@@ -189,7 +186,7 @@ def without_overridden(s: State, evidence_window: int, settings: dict[str, Any])
 def policy_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
     """The policy is durable and takes effect at its window."""
     s = t.state
-    if data["window"] in s.awaiting_policy or data["applies_at"] >= s.next_window:
+    if data["settings"] and (data["window"] in s.awaiting_policy or data["applies_at"] >= s.next_window):
         s.policies[data["applies_at"]] = {**without_overridden(s, data["window"], data["settings"]), "seq": seq}
         s.policy_count += 1
     s.awaiting_policy.discard(data["window"])

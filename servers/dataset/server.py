@@ -6,6 +6,7 @@ is held out: `fill` reads the training split only.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -56,6 +57,9 @@ class DatasetService:
         self.stream = Stream(self.table, int(kernel.config.get("seed", 0)), batch, augment)
         self._store = Path(str(kernel.config["store"]))
         self._reader: Store | None = None
+        for what, count in self.table.notes.items():
+            if count:
+                print(f"{count} rows {what}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
         self.handlers: Mapping[str, Handler] = {"fill": self.fill, "split": self.split}
         self.info: dict[str, Any] = {
             "task": self.table.task,
