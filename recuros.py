@@ -165,7 +165,13 @@ class Runtime:
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
-            status = self.status()
+            try:
+                status = self.status()
+            except RecurosError as gone:
+                if gone.code not in ("E3-DOWN", "E3-GONE"):
+                    raise
+                self.event(KILL_GRACE_S)  # raises what the supervisor says of it, if it says something
+                raise
             if status.get("error"):
                 raise RecurosError.from_wire(status["error"])
             if status.get("state") == state:

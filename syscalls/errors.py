@@ -67,6 +67,7 @@ class RecurosError(Exception):
     @classmethod
     def from_wire(cls, value: Any) -> RecurosError:
         """Inverse of `to_wire`; a malformed value becomes an E2-WIRE error instead of raising something else."""
-        if isinstance(value, list) and len(value) == 4 and value[0] in CODES and isinstance(value[3], dict):
-            return cls(value[0], str(value[1]), hint=str(value[2]), details=value[3])
+        match value:
+            case [str(code), message, hint, dict(details)] if code in CODES:
+                return cls(code, str(message), hint=str(hint), details=details)
         return cls("E2-WIRE", f"peer sent an unreadable error: {value!r:.200}")

@@ -16,6 +16,8 @@ import zmq
 from syscalls import abi, limits, wire
 from syscalls.errors import RecurosError
 
+LOOK_S = 0.5
+"""How often a waiting caller looks whether the runtime is still there."""
 PING_NR = abi.METHOD_BY_NAME["any.ping"].nr
 
 
@@ -30,6 +32,7 @@ class Peer:
                 hint="recuros boot --detach, or name the run directory with --run",
             )
         self.timeout_s = timeout_s
+        self._endpoint = endpoint
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.LINGER, 500)
@@ -88,9 +91,13 @@ class Peer:
         try:
             while call_id not in self._replies:
                 left = deadline - time.monotonic()
-                if left <= 0 or not self.receive(left):
-                    if time.monotonic() < deadline:
-                        continue
+                if self.receive(max(0.0, min(left, LOOK_S))) and left > 0:
+                    continue
+                if not self._endpoint.exists():  # the supervisor removes it with its kernel
+                    raise RecurosError(
+                        "E3-GONE", f"{what}: the runtime has gone", hint="recuros logs kernel; recuros boot"
+                    )
+                if time.monotonic() >= deadline:
                     raise RecurosError(
                         "E124-TIMEOUT", f"{what}: no answer in {limit_s:g} s", hint="recuros status; raise --timeout"
                     )

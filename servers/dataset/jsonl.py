@@ -164,7 +164,7 @@ def _labels(
 ) -> tuple[NDArray[np.int64], tuple[str, ...], int]:
     """Labels I64 [n], class names, number of classes.
 
-    Strings take the teacher's own label ids where it knows all of them, since its head has that order; else sorted order.
+    Strings take the teacher's own label ids, since its head has that order; sorted order where it was saved without names.
     """
     strings = {row.label for row in rows if isinstance(row.label, str)}
     if strings and len(strings) < len({row.label for row in rows}):
@@ -172,7 +172,14 @@ def _labels(
         raise data_error(
             f"{path}:{odd.line}: column {column!r} is an integer, but other rows have strings", "use one type of label"
         )
-    own = model_ids if (model_ids := tokens.model_label_ids(model)) and strings <= set(model_ids) else None
+    own = tokens.model_label_ids(model)
+    stranger = next((row for row in rows if own and strings and row.label not in own), None)
+    if stranger is not None:
+        raise data_error(
+            f"{path}:{stranger.line}: column {column!r} is {stranger.label!r}, none of the model's labels: "
+            f"{', '.join(sorted(own, key=own.__getitem__)):.300}",
+            "correct the label, or give integers in the order of the model's classes",
+        )
     mapping: dict[Any, int] = dict(own) if own else {name: i for i, name in enumerate(sorted(strings))}
     labels = [mapping[row.label] if strings else int(row.label) for row in rows]  # type: ignore[arg-type]
     limit = tokens.model_classes(model)

@@ -151,8 +151,9 @@ def model_classes(model: dict[str, Any]) -> int | None:
 
 
 def model_label_ids(model: dict[str, Any]) -> dict[str, int]:
-    """The teacher's own label names, where it was saved with some; {} otherwise."""
+    """The teacher's own label names, where it was saved with some; {} otherwise, or where they only count (LABEL_0, ...)."""
     labels = model_config(model).get("label2id")
     if not isinstance(labels, dict):
         return {}
-    return {str(name): int(i) for name, i in labels.items() if isinstance(i, int)}
+    found = {str(name): int(i) for name, i in labels.items() if isinstance(i, int)}
+    return {} if all(name == f"LABEL_{i}" for name, i in found.items()) else found

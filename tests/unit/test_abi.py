@@ -41,6 +41,13 @@ WRONG: dict[str, list[Any]] = {
 }
 
 
+SAMPLE = {"int": 1, "float": 1.0, "str": "s", "bytes": b"", "bool": True, "list": [], "map": {}, "page": 1, "any": None}
+
+
+def good(row: Row) -> dict[str, Any]:
+    return {a.name: SAMPLE[a.kind] for a in row.args}
+
+
 def named(rows: tuple[Row, ...]) -> Any:
     return pytest.mark.parametrize("row", rows, ids=[r.qualified for r in rows])
 
@@ -75,11 +82,10 @@ def test_replies_pass_the_other_side(row: Row, data: st.DataObject) -> None:
 
 @named(ROWS)
 def test_a_wrong_type_in_any_column_is_refused_in_both_directions(row: Row) -> None:
-    good = {a.name: {"int": 1, "float": 1.0, "str": "s", "bytes": b"", "bool": True, "list": [], "map": {}, "page": 1}[a.kind] for a in row.args}
     for i, arg in enumerate(row.args):
         for wrong in WRONG[arg.kind]:
-            assert arg.name in fails("E2-WIRE", row.bind, {**good, arg.name: wrong}).message
-            args = row.bind(good)
+            assert arg.name in fails("E2-WIRE", row.bind, {**good(row), arg.name: wrong}).message
+            args = row.bind(good(row))
             args[i] = wrong
             assert arg.name in fails("E2-WIRE", row.check_args, args).message
 
@@ -97,8 +103,9 @@ def test_unknown_and_missing_names_are_usage_errors_that_show_the_usage(row: Row
     assert row.qualified in fails("E2-USAGE", row.bind, {"nonsense": 1}).message
     for arg in row.args:
         if arg.required:
-            others = {a.name: 1 if a.kind != "str" else "" for a in row.args if a.required and a.name != arg.name}
-            error = fails("E2-USAGE", lambda o=others: row.bind({k: v for k, v in o.items() if False}))
+            others = {k: v for k, v in good(row).items() if k != arg.name}
+            error = fails("E2-USAGE", row.bind, others)
+            assert arg.name in error.message
             assert error.hint.startswith(row.qualified)
 
 

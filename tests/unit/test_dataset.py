@@ -186,6 +186,29 @@ def test_jsonl_takes_the_label_ids_of_the_teachers_own_head(tmp_path: Path) -> N
     assert session.arrays(made.split("train")["page"])[1]["class_names"] == ["pos", "neg"]
 
 
+def test_a_label_that_the_teacher_does_not_know_is_refused_with_the_ones_it_does(tmp_path: Path) -> None:
+    labels = {"label2id": {"pos": 0, "neg": 1}, "id2label": {"0": "pos", "1": "neg"}, "vocab_size": 300}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", **labels}))
+    rows = [{"text": f"sample {i}", "label": ["pos", "good"][i == 6]} for i in range(30)]
+    with pytest.raises(RecurosError, match=r"d\.jsonl:7: .* is 'good', none of the model's labels: pos, neg"):
+        service(
+            tmp_path,
+            write_rows(tmp_path / "d.jsonl", rows),
+            model={"teacher": {"kind": "hf", "path": str(tmp_path)}},
+        )
+
+
+@pytest.mark.parametrize(("role", "length"), [("teacher", 9), ("student", 17)])
+def test_a_sequence_longer_than_a_models_context_is_refused(tmp_path: Path, role: str, length: int) -> None:
+    rows = write_rows(tmp_path / "d.jsonl", [{"text": f"sample {i}", "label": 0} for i in range(30)])
+    positions = {"teacher": 8 if role == "teacher" else 64, "student": 16}
+    model = {name: {"config": {"model_type": "bert", "max_position_embeddings": n}} for name, n in positions.items()}
+    says = f"data.seq-len = {length} is longer than the {role}'s context of {length - 1} tokens"
+    with pytest.raises(RecurosError, match=says) as caught:
+        service(tmp_path, {**rows, "seq_len": length}, model=model)
+    assert f"data.seq-len = {length - 1}" in caught.value.hint
+
+
 def test_jsonl_language_model_labels_are_its_own_tokens_and_padding_is_left_out(tmp_path: Path) -> None:
     rows = [{"text": "ab" * (1 + i % 3) + str(i)} for i in range(20)]
     data = {**write_rows(tmp_path / "d.jsonl", rows), "task": "causal-lm"}
@@ -220,7 +243,9 @@ def test_a_tokenizer_file_beside_the_teacher_is_used(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 32, "pad_token_id": 0, "num_labels": 2}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "bert", "vocab_size": 32, "pad_token_id": 0, "num_labels": 2})
+    )
     data = write_rows(tmp_path / "d.jsonl", [{"text": f"sample {i}", "label": i % 2} for i in range(30)])
     model = {"teacher": {"kind": "hf", "path": str(tmp_path)}}
     made, session = service(tmp_path, {**data, "tokenizer": "teacher"}, model=model)
@@ -228,7 +253,7 @@ def test_a_tokenizer_file_beside_the_teacher_is_used(tmp_path: Path) -> None:
     assert (arrays["input_ids"][:, 0] == 1).all()
     assert (arrays["labels"] == (arrays["input_ids"][:, 1] - 2) % 2).all()
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert", "vocab_size": 31}))
-    with pytest.raises(RecurosError, match="has 32 ids, the teacher.s vocab_size is 31"):
+    with pytest.raises(RecurosError, match=r"has 32 ids, the teacher.s vocab_size is 31"):
         service(tmp_path, {**data, "tokenizer": "teacher"}, model=model)
 
 
