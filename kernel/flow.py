@@ -125,6 +125,7 @@ def _grant(t: Turn) -> None:
     s.directives = []
     w.swaps = sum(kind == "swap" for kind, _ in planned + w.directives)
     w.generation = s.generation + w.swaps
+    w.rng_base = s.rng
     s.policy, s.policy_seq = w.policy, w.policy_seq
     s.counts["granted"] += 1
     s.cursor, s.next_window = next_cursor(s, c), wid + 1
@@ -198,7 +199,8 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
     try:
         if args["snapshot"] != s.stored:
             raise RecurosError(
-                "E9-INTEGRITY", f"window {w.id}: the archivist has not stored {args['snapshot']!r:.80} as the last snapshot"
+                "E9-INTEGRITY",
+                f"window {w.id}: the archivist has not stored {args['snapshot']!r:.80} as the last snapshot",
             )
         _record_commit(t, w, args["snapshot"], args["metrics"])
     except RecurosError:
@@ -210,6 +212,7 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
     w.to(WindowState.STAGED)
     w.staged_ns, w.snapshot, w.metrics, w.step = t.now_ns, args["snapshot"], args["metrics"], w.steps
     s.base, s.metrics, s.failures_in_a_row, s.generation = w.snapshot, w.metrics, 0, w.generation
+    s.rng = str(w.metrics.pop("rng", ""))
     _note_cka(s, args["maps"])
     if _observer_up(s):
         _to_observer(t, w, args["maps"], trace)
@@ -229,13 +232,19 @@ def _record_commit(t: Turn, w: Window, snapshot: str, metrics: dict[str, Any]) -
             "step0": w.step0,
             "steps": w.steps,
             "grant_seq": w.grant_seq,
-            "metrics": {**metrics, "batch": w.batch, "used_ns": w.used_ns, "left_ns": w.deadline_ns - t.now_ns},
+            "metrics": {
+                **{k: v for k, v in metrics.items() if k != "rng"},
+                "batch": w.batch,
+                "used_ns": w.used_ns,
+                "left_ns": w.deadline_ns - t.now_ns,
+            },
             "resume": resume_state(s, w),
         },
         parent=w.base,
         result=snapshot,
         inputs=tuple(x for x in (str(w.policy.get("weights") or ""),) if x),
         cursor=[w.phase["name"], w.step0 + w.steps],
+        rng=(s.rng, str(metrics.get("rng", ""))),
         then="committed",
         then_data={"window": w.id, "granted_ns": w.granted_ns},
     )
@@ -382,6 +391,7 @@ def _rolled_back(t: Turn, w: Window, restored: str) -> None:
     exact = restored == w.base
     _final_rollback(t, w, restored, exact=exact)
     s.cursor, s.next_window, s.base, s.generation = Cursor(*w.cursor), w.id, w.base, w.generation - w.swaps
+    s.rng = w.rng_base
     for page, _, _ in s.prefetch.values():
         release_page(t, KERNEL, page)
     s.prefetch.clear()

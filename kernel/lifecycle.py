@@ -236,7 +236,7 @@ def resume(s: State, commit: Record, tail: list[Record]) -> None:
     s.cursor = Cursor(*state["cursor"])
     s.next_window = commit.args["window"] + 1
     s.base = s.committed = commit.result_snap or ""
-    s.committed_window = commit.args["window"]
+    s.committed_window, s.rng = commit.args["window"], commit.rng_after or ""
     s.kd, s.gate = state["kd"], state["gate"]
     s.policies = {int(k): v for k, v in state["policies"].items()}
     s.policy, s.policy_seq, s.policy_count = state["policy"], state["policy_seq"], state["policy_count"]

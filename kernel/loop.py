@@ -49,6 +49,8 @@ from syscalls.errors import RecurosError
 
 SAMPLE_NS = 1_000_000_000
 PER_TURN_MAX = 64
+TOO_MANY = "too many handshakes a second"
+HANDSHAKE_MS = 2_000
 
 
 def cpu_ns(pid: int) -> int:
@@ -116,6 +118,7 @@ class Loop:
         sock.setsockopt(zmq.SNDHWM, 4096)
         sock.setsockopt(zmq.RCVHWM, 4096)
         sock.setsockopt(zmq.LINGER, 500)
+        sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)  # who was told to try again is let go after this, and does
         sock.bind(f"ipc://{self.directory / (name + '.sock')}")
         return sock
 
@@ -251,7 +254,8 @@ class Loop:
         if user:
             reply = [version, request_id, b"200", b"OK", user.encode(), b""]
         else:
-            reply = [version, request_id, b"400", reason.encode()[:200], b"", b""]
+            code = b"300" if reason == TOO_MANY else b"400"  # 300: the peer may try again
+            reply = [version, request_id, code, reason.encode()[:200], b"", b""]
         self.zap.send_multipart(reply)
         if not user:
             self.step(Refused(f"peer {address.decode()}", f"handshake: {reason}"))
@@ -267,7 +271,7 @@ class Loop:
             self.handshakes.popleft()
         # A flood of strangers must not keep out the servers, whom the supervisor starts and nobody else.
         if len(self.handshakes) >= limits.HANDSHAKES_PER_SECOND_MAX and not (domain == "server" and pid in self.pids):
-            return "", "too many handshakes a second"
+            return "", TOO_MANY
         self.handshakes.append(now)
         if domain == "server":
             self.from_supervisor()

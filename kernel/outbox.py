@@ -30,6 +30,7 @@ def record(
     inputs: tuple[str, ...] = (),
     cursor: Any = None,
     generation: int | None = None,
+    rng: tuple[str, str] = ("", ""),
 ) -> None:
     """Queue a record; `then` names a continuation in `core.CONTINUATIONS` that runs with its sequence number once it is durable."""
     s = t.state
@@ -48,6 +49,8 @@ def record(
         input_ids=inputs,
         code_id=info.get("code") or None,
         env_id=info.get("env_id") or None,
+        rng_before=rng[0] or None,
+        rng_after=rng[1] or None,
         data_cursor=cursor,
     )
     s.outbox.records.append(records.encode(draft))

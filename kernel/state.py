@@ -134,6 +134,7 @@ class State:
         default_factory=dict
     )  # window -> (kernel's page slot, batch, weights id)
     filling: set[int] = field(default_factory=set)
+    rng: str = ""  # object id of the generator's state in the staged snapshot
     generation: int = 0  # role swaps that the staged state holds
     base: str = ""  # what the learner's next window starts from
     stored: str = ""  # the snapshot that the archivist last said is durable

@@ -67,6 +67,7 @@ class Window:
     metrics: dict[str, Any] = field(default_factory=dict)
     generation: int = 0
     swaps: int = 0
+    rng_base: str = ""
     grant_seq: int = -1
     miss_code: str = ""
     miss_reason: str = ""

@@ -55,16 +55,16 @@ class Peer:
         self.principal, self.boot = answer["principal"], answer["boot"]
         self.caps, self.config = answer["caps"], answer["config"]
 
-    def syscall(self, name: str, /, *, cap: int = 1, timeout_s: float | None = None, **args: Any) -> dict[str, Any]:
-        """One syscall by name; returns the reply columns as a dict, raises what the kernel answered."""
+    def syscall(self, name: str, /, *, slot: int = 1, timeout_s: float | None = None, **args: Any) -> dict[str, Any]:
+        """One syscall by name on the capability in `slot`; returns the reply columns as a dict, raises what the kernel answered."""
         row = abi.SYSCALL_BY_NAME.get(name)
         if row is None:
             raise RecurosError("E2-USAGE", f"no syscall is called {name!r}", hint="recuros syscall --list")
         values = row.bind(args)
         if row.oneway:
-            self._socket.send(wire.encode(wire.Call(0, row.nr, cap, values)))
+            self._socket.send(wire.encode(wire.Call(0, row.nr, slot, values)))
             return {}
-        return row.check_reply(self._round_trip(row.nr, cap, values, row.name, timeout_s))
+        return row.check_reply(self._round_trip(row.nr, slot, values, row.name, timeout_s))
 
     def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> dict[str, Any]:
         """Call `server.method` through the kernel; needs an endpoint capability for the server."""

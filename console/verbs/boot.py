@@ -175,8 +175,8 @@ def _report(
 
     try:
         ledger = report.read_ledger(ctx.run)
-        if not ledger.boots:
-            return  # it failed before it could write its first record
+        if not ledger.boots or (error is not None and not ledger.phases and ctx.output != "json"):
+            return  # it failed before it could write its first record, or before it committed a window to report on
         doc = report.boot_report(ctx.run, ledger, runtime.last, figures, seconds)
     except RecurosError as unreadable:
         if error is None:

@@ -43,7 +43,7 @@ def syscall(ctx: Context, name: str | None, arguments: tuple[str, ...], list_: b
         raise no_such("syscall", name, list(abi.SYSCALL_BY_NAME))
     values = parse(row, arguments)
     with ctx.client() as client:
-        answer = client.syscall(name, cap=cap, **values)
+        answer = client.syscall(name, slot=cap, **values)
     ctx.emit({"schema": f"recuros.syscall.{name}/v1", **answer})
 
 

@@ -31,7 +31,7 @@ from servers.learner.losses import TERMS, KdSettings, Rows, Term, unit_mean
 from servers.learner.losses.hint import build_projectors, check_projector, checked_map
 from servers.learner.phase import Phase, phase_of
 from servers.learner.state import Leaf, blob_of, copy_into, leaf_of, value_of
-from servers.learner.trace import Trace, strided, trace_rows
+from servers.learner.trace import Seen, Trace, strided, trace_rows
 from servers.models.evaluate import evaluate
 from servers.models.model import Batch, Model, Output, valid_rows
 from servers.models.registry import build, check_pair
@@ -53,7 +53,7 @@ class Role:
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """What one micro-step did. `terms`: values without their coefficients. `trace`: None when no teacher ran."""
+    """What one micro-step did. `terms`: values without their coefficients. `trace`: None when no teacher ran; see `joined`."""
 
     step: int
     loss: float
@@ -61,7 +61,7 @@ class StepMetrics:
     lr: float
     count: int
     terms: dict[str, float] = field(default_factory=dict)
-    trace: Trace | None = None
+    trace: Seen | Trace | None = None
 
 
 class Engine:
@@ -81,6 +81,7 @@ class Engine:
         self._momentum = float(spec.get("ema", 0.99))
         self._kd = KdSettings().changed(**dict(spec.get("kd", {})))
         self._policy: dict[str, Any] = {}
+        self._in_force: tuple[KdSettings, dict[str, Any], KdSettings] | None = None
         self.phase: Phase | None = None
         self.phase_step = self.step = self.generation = 0
         models = {"teacher": build(dict(spec["teacher"]), self._draw())}
@@ -105,7 +106,10 @@ class Engine:
     @property
     def kd(self) -> KdSettings:
         """The settings in force: the operator's, with the policy's on top."""
-        return self._kd.changed(**self._policy)
+        known = self._in_force
+        if known is None or known[0] is not self._kd or known[1] is not self._policy:  # both are replaced, never changed
+            known = self._in_force = (self._kd, self._policy, self._kd.changed(**self._policy))
+        return known[2]
 
     def set_kd(
         self, temperature: float = -1.0, alpha: float = -1.0, proj: str = "", mix: float = -1.0, **_others: Any
@@ -260,11 +264,12 @@ class Engine:
             hidden=pairs,
         )
 
-    def _trace(self, rows: Rows, out: Output, batch: Batch) -> Trace:
+    def _trace(self, rows: Rows, out: Output, batch: Batch) -> Seen | Trace:
+        """A classifier's few logits are kept until the window's end; a vocabulary's are too many and are used at once."""
         assert rows.teacher is not None
         ids = self._row_ids(rows, out, batch)
         if out.logits.dim() == 2:
-            return trace_rows(rows.student, rows.teacher, rows.targets, ids)
+            return Seen(rows.student.detach(), rows.teacher, rows.targets, ids)
         pick = strided(rows.targets.numel())
         return trace_rows(rows.student.detach()[pick], rows.teacher[pick], rows.targets[pick], ids[pick])
 

@@ -27,6 +27,12 @@ def code_digest() -> str:
     return f"b3:{hasher.hexdigest()}"
 
 
+def environment_digest(facts: dict[str, str]) -> str:
+    """`b3:` and the BLAKE3 of the facts in sorted order: the ledger's `env_id`."""
+    text = "".join(f"{key}={facts[key]}\n" for key in sorted(facts))
+    return f"b3:{blake3(text.encode()).hexdigest()}"
+
+
 def environment() -> dict[str, str]:
     """Versions and the instruction set in use: what must be equal for two runs to agree bit for bit."""
     return {

@@ -22,7 +22,7 @@ from probes import library
 from probes.hooks import Dispatcher
 from servers.learner.engine import Engine, StepMetrics
 from servers.learner.phase import phase_of
-from servers.learner.provenance import code_digest, environment
+from servers.learner.provenance import code_digest, environment, environment_digest
 from servers.learner.state import DTYPES, Leaf, byte_view, tensor_of
 from servers.learner.trace import COLUMNS, Trace, joined
 from servers.models.hf import HfModel
@@ -96,6 +96,7 @@ class LearnerService:
         env = environment()
         self.info: dict[str, Any] = {
             "env": env,
+            "env_id": environment_digest(env),
             "code": code_digest(),
             "teacher_params": self._engine.param_count("teacher"),
             "student_params": self._engine.param_count("student"),
@@ -213,7 +214,7 @@ class LearnerService:
             "window_staged",
             window=grant.window,
             snapshot=root,
-            metrics=self._metrics(done, step_ns),
+            metrics={**self._metrics(done, step_ns), "rng": leaves["rng/engine/state"].id},
             maps=self._maps_report(),
             trace=self._offer_trace(joined(traces)),
         )

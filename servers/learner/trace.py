@@ -6,6 +6,8 @@ inputs or parameters.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -26,6 +28,15 @@ COLUMNS: dict[str, str] = {
 }
 
 Trace = dict[str, Tensor]
+
+
+class Seen(NamedTuple):
+    """The rows of one step before anything is computed of them: logits [N, C] without their graph; targets and ids [N]."""
+
+    student: Tensor
+    teacher: Tensor
+    targets: Tensor
+    ids: Tensor
 
 
 @torch.no_grad()
@@ -54,10 +65,14 @@ def strided(count: int, limit: int = ROWS_MAX) -> Tensor:
     return torch.arange(0, count, max(1, step))
 
 
-def joined(traces: list[Trace]) -> Trace:
-    """The rows of many steps in one table; {} of none."""
-    if not traces:
+def joined(steps: list[Seen | Trace]) -> Trace:
+    """The rows of many steps in one table; {} of none. What was only seen is computed here, once for all steps."""
+    seen = [step for step in steps if isinstance(step, Seen)]
+    tables = [step for step in steps if not isinstance(step, Seen)]
+    if seen:
+        tables.insert(0, trace_rows(*(torch.cat(column) for column in zip(*seen, strict=True))))
+    if not tables:
         return {}
-    table = {name: torch.cat([t[name] for t in traces]).contiguous() for name in COLUMNS}
+    table = {name: torch.cat([t[name] for t in tables]).contiguous() for name in COLUMNS}
     assert all(DTYPES[table[name].dtype] == dtype for name, dtype in COLUMNS.items()), "a column changed its dtype"
     return table

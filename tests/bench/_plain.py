@@ -4,7 +4,8 @@ Written from the formulas (learner.md's objective, AdamW, gradient clipping, mov
 `servers.dataset.stream`'s docstring) and not from the engine; it shares only the networks' definition and the bundled data. What an
 Observer decided in a hosted run (temperature, sample weights) comes in as given settings, since the peer has no Observer.
 
-`python -m tests.bench._plain` reads a request (JSON) from stdin, trains, and prints timings (JSON). Loop "flat" keeps parameters,
+`python -m tests.bench._plain` reads a request and then commands from stdin, one JSON line each, runs the windows that a command asks
+for and answers with their timings, one JSON line each; between commands it sleeps. Loop "flat" keeps parameters,
 gradients and moments in flat buffers, 64-byte aligned and matrices first: the fastest plain loop known here, and the one whose
 sums run in the engine's order, so that its parameters can be compared bit for bit. Loop "textbook" is `AdamW(model.parameters())`,
 `clip_grad_norm_` and `zero_grad` as in any tutorial; its last bits differ.
@@ -140,7 +141,7 @@ def rate(phase: dict[str, Any], step: int) -> float:
 
 
 class Run:
-    """A plan from its first step to its last."""
+    """A plan, from its first step on."""
 
     def __init__(self, request: dict[str, Any]) -> None:
         self.request, self.model = request, request["model"]
@@ -218,15 +219,16 @@ class Run:
         self.flat_average, _ = flatten(copy)
         self.average = [p.detach() for p in copy.parameters()]
 
-    def run_window(self, phase: dict[str, Any], order: Order, number: int) -> float:
+    def run_window(self, phase: dict[str, Any], number: int, settings: dict[str, Any]) -> float:
+        """Window `number` of a phase; `settings`: temperature, mix and alpha that differ, and a file of sample weights."""
         assert self.updates is not None
-        self.window += 1
-        settings = self.request["settings"].get(str(self.window), {})
         kd = {**self.model["kd"], **{k: v for k, v in settings.items() if k != "weights"}}
-        weights = self.weights.get(settings.get("weights", "")) if phase["train"] == "student" else None
+        weights = None
+        if settings.get("weights") and phase["train"] == "student":
+            weights = np.maximum(np.load(settings["weights"]).astype(np.float64), 0.0)
         loss = 0.0
         for i in range(number * phase["steps"], (number + 1) * phase["steps"]):
-            ids = order.ids(i)
+            ids = self.order.ids(i)
             weight = torch.ones(len(ids))
             if weights is not None and (total := float(weights[ids].sum())) > 0:
                 weight = torch.from_numpy((weights[ids] * (len(ids) / total)).astype(np.float32))
@@ -265,29 +267,27 @@ class Run:
             path,
         )
 
-    def train(self) -> dict[str, Any]:
-        """All phases; per phase the seconds of the whole, of each window, and of CPU."""
-        path = Path(self.request["checkpoint"]) if self.request["checkpoint"] else None
-        self.weights = {k: np.maximum(np.load(f).astype(np.float64), 0.0) for k, f in self.request["weights"].items()}
-        told: dict[str, Any] = {}
-        end = ""
-        for phase in self.request["phases"]:
-            order = Order(self.request["seed"], phase["name"], len(self.labels), self.request["batch"])
-            stamps, cpu_ns, loss = [time.perf_counter()], time.process_time_ns(), 0.0
-            self.enter(phase, end)
-            for number in range(phase["windows"]):
-                loss = self.run_window(phase, order, number)
-                if path is not None:
-                    self.checkpoint(path)
-                stamps.append(time.perf_counter())
-            end = phase["end"]
-            told[phase["name"]] = {
-                "seconds": stamps[-1] - stamps[0],
-                "windows": [b - a for a, b in zip(stamps, stamps[1:], strict=False)],
-                "cpu_seconds": (time.process_time_ns() - cpu_ns) / 1e9,
-                "loss": loss,
-            }
-        return told
+    def run(self, index: int, first: int, settings: list[dict[str, Any]]) -> dict[str, Any]:
+        """Windows `first`.. of phase `index`, one per entry of `settings`, a checkpoint after each; seconds, and CPU seconds."""
+        phase = self.request["phases"][index]
+        path = self.request["checkpoint"]
+        stamps, cpu_ns, loss = [time.perf_counter()], time.process_time_ns(), 0.0
+        if first == 0:
+            self.order = Order(self.request["seed"], phase["name"], len(self.labels), self.request["batch"])
+            self.enter(phase, self.request["phases"][index - 1]["end"] if index else "")
+        for number, given in enumerate(settings, start=first):
+            loss = self.run_window(phase, number, given)
+            self.window += 1
+            if path:
+                self.checkpoint(Path(path))
+            stamps.append(time.perf_counter())
+        return {
+            "steps": len(settings) * phase["steps"],
+            "seconds": stamps[-1] - stamps[0],
+            "windows": [b - a for a, b in zip(stamps, stamps[1:], strict=False)],
+            "cpu_seconds": (time.process_time_ns() - cpu_ns) / 1e9,
+            "loss": loss,
+        }
 
     def parameters(self) -> dict[str, Tensor]:
         """role/module/tensor -> values at the end."""
@@ -298,16 +298,20 @@ class Run:
 
 
 def main() -> None:
-    request = json.load(sys.stdin)
+    request = json.loads(sys.stdin.readline())
     os.sched_setaffinity(0, request["cpus"])
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     run = Run(request)
-    phases = run.train()
-    if request["result"]:
-        np.savez(request["result"], **{k: v.contiguous().numpy() for k, v in run.parameters().items()})
-    json.dump({"phases": phases}, sys.stdout)
+    for line in sys.stdin:
+        command = json.loads(line)
+        if "save" in command:
+            np.savez(command["save"], **{k: v.contiguous().numpy() for k, v in run.parameters().items()})
+            told: dict[str, Any] = {}
+        else:
+            told = run.run(command["phase"], command["first"], command["settings"])
+        print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

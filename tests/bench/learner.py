@@ -1,9 +1,12 @@
 """What hosting costs a training loop: steps per second under the runtime over those of the same loop in plain PyTorch.
 
-Hosted time runs from the first window.grant of a phase to its last window.commit, as the ledger has them, so grants, staging,
-durable snapshots, commits, IPC and waiting for policies are all in it. The plain loop runs on the same core with the same losses,
-data order, optimizer, bits and threads, and writes one torch.save a window. Rounds alternate plain / hosted / plain / hosted with
-probes; a ratio pairs a hosted run with the mean of the two plain runs of its round, and those two are the A/A control.
+Hosted time runs from a stretch's first window.grant to its last window.commit, as the ledger has them, so grants, staging, durable
+snapshots, commits, IPC and waiting for policies are all in it. The plain loop runs the same windows on the same core with the
+same losses, data order, optimizer, bits and threads, and writes one torch.save a window.
+
+All loops of a size are alive at once and take turns of a second or two: the runtime is paused between windows while a plain loop
+runs, and the other way round, so that what else the machine does falls on all of them. A ratio pairs a hosted stretch with the
+mean of the two plain stretches of its round; those two are the A/A control.
 
     make bench PART=learner [COUNT=rounds]
 """
@@ -11,72 +14,72 @@ probes; a ratio pairs a hosted run with the mean of the two plain runs of its ro
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from kfs.records import RecordKind
 from servers.manifest_tables import Manifest, PatchSpec
 from tests.bench import _hosted
-from tests.bench._hosted import Hosted, Span
+from tests.bench._hosted import Plain, Session, Span
 from tests.bench._rows import Rows, ratios
 
-ROUNDS = 5
-PHASE = "distil"
+ROUNDS = 15
+WINDOWS_MAX = 5_000
 PEER = "plain PyTorch loop, same bits, one torch.save a window"
 PROBES_TARGET = ">= 0.93"
+TIGHT_COMMITS = 4
 
 
 @dataclass(frozen=True)
 class Size:
-    """A pair of models whose micro-step takes about `name`, and the ratio that the spec asks for at that size."""
+    """A pair of models whose micro-step takes about as long as `name` says, and the ratio that the spec asks for there."""
 
     name: str
     target: str
     teacher: tuple[int, int, int] | None  # layers, width, heads; None: the app's own
     student: tuple[int, int, int] | None
     batch: int
-    windows: int
+    stretch_s: float
     window_ms: int
-    probes: bool = False
+    rounds_share: float = 1.0
+    extras: bool = False
 
 
 SIZES = (
-    Size("digits app, step of about 8 ms", ">= 0.95", None, None, 64, 20, 4_000, probes=True),
-    Size("step of 50 ms and more", ">= 0.98", (6, 96, 4), (4, 64, 4), 128, 6, 20_000),
-    Size("toy, step of about 1 ms", ">= 0.8", (1, 8, 1), (1, 8, 1), 4, 40, 4_000),
+    Size("digits app, step of about 8 ms", ">= 0.95", None, None, 64, 1.8, 4_000, extras=True),
+    Size("step of 50 ms and more", ">= 0.98", (6, 96, 4), (4, 64, 4), 128, 6.0, 20_000, rounds_share=0.4),
+    Size("toy, step of about 1 ms", ">= 0.8", (1, 8, 1), (1, 8, 1), 4, 0.8, 4_000),
 )
 
 
 @dataclass
 class Samples:
-    """The runs of one size; `first`, `second`: the plain runs of each round."""
+    """One stretch per round of each loop, and what the hosted runs said at the end."""
 
-    hosted: list[Span] = field(default_factory=list)
-    probed: list[Span] = field(default_factory=list)
-    first: list[Span] = field(default_factory=list)
-    second: list[Span] = field(default_factory=list)
-    unsaved: list[Span] = field(default_factory=list)
-    textbook: list[Span] = field(default_factory=list)
+    spans: dict[str, list[Span]] = field(default_factory=dict)
     missed: int = 0
-    shares: dict[str, list[float]] = field(default_factory=dict)
+    compared: int = 0
+    wrong: list[str] = field(default_factory=list)
+
+    def of(self, loop: str, value: Callable[[Span], float]) -> list[float]:
+        """A figure of each round."""
+        return [value(span) for span in self.spans[loop]]
 
     def plain(self, value: Callable[[Span], float]) -> list[float]:
-        """The mean of the two plain runs of each round."""
-        return [(value(a) + value(b)) / 2 for a, b in zip(self.first, self.second, strict=True)]
+        """The mean of the two plain stretches of each round."""
+        pairs = zip(self.of("first", value), self.of("second", value), strict=True)
+        return [(a + b) / 2 for a, b in pairs]
 
 
 def manifest_of(size: Size, *, probes: bool) -> Manifest:
-    """The digits app cut to one window of the teacher and a distillation of `size.windows`, with the size's models."""
+    """The digits app's distillation, long enough for any number of rounds, with the size's models."""
     manifest = _hosted.app("digits")
-    teach, distil, _ = manifest.phase
-    manifest.phase = [
-        teach.model_copy(update={"windows": 1}),
-        distil.model_copy(update={"windows": size.windows, "end": ""}),
-    ]
+    manifest.phase = [manifest.phase[1].model_copy(update={"windows": WINDOWS_MAX, "end": ""})]
     for role, shape in (("teacher", size.teacher), ("student", size.student)):
         if shape is not None:
             layers, width, heads = shape
@@ -89,105 +92,134 @@ def manifest_of(size: Size, *, probes: bool) -> Manifest:
     return manifest
 
 
-class Bench:
-    """Runs in a scratch folder."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.count = folder, 0
-
-    def host(self, manifest: Manifest) -> Hosted:
-        """A hosted run in a run directory of its own."""
-        self.count += 1
-        return _hosted.host(manifest, self.folder / f"run{self.count}")
-
-    def measure(self, size: Size, rounds: int) -> Samples:
-        """Interleaved rounds of one size."""
-        bare, probed = manifest_of(size, probes=False), manifest_of(size, probes=True)
-        like = self.host(bare)  # warms the page cache up, and gives the plain loop its policy settings
-        samples = Samples()
-        for _ in range(rounds):
-            samples.first.append(self.plain(bare, like))
-            self.add(samples, samples.hosted, self.host(bare))
-            samples.second.append(self.plain(bare, like))
-            if size.probes:
-                self.add(samples, samples.probed, self.host(probed))
-                samples.textbook.append(self.plain(bare, like, loop="textbook"))
-            samples.unsaved.append(self.plain(bare, like, checkpoint=False))
-        return samples
-
-    def plain(self, manifest: Manifest, like: Hosted, **options: Any) -> Span:
-        """The plain loop's distillation."""
-        return _hosted.plain(manifest, like, self.folder, **options)[PHASE]
-
-    def add(self, samples: Samples, to: list[Span], run: Hosted) -> None:
-        """Keep a hosted run's distillation; its misses count whatever phase they fell into."""
-        to.append(run.phases[PHASE])
-        samples.missed += run.status["windows"]["missed"]
-        total = sum(run.servers_cpu.values())
-        for name, seconds in run.servers_cpu.items():
-            samples.shares.setdefault(name, []).append(seconds / total)
+def measure(size: Size, rounds: int, folder: Path) -> Samples:
+    """Interleaved rounds of one size; plain loops run the windows that the hosted loop ran in the round before."""
+    bare = manifest_of(size, probes=False)
+    samples = Samples()
+    with contextlib.ExitStack() as stack:
+        hosted = stack.enter_context(Session(bare, folder / "hosted"))
+        behind = hosted.first_pause() + hosted.stretch(size.stretch_s)
+        probed = None
+        if size.extras:
+            probed = stack.enter_context(Session(manifest_of(size, probes=True), folder / "probed"))
+            probed.first_pause()
+            probed.stretch(size.stretch_s)
+        plains = {name: stack.enter_context(Plain(bare, folder)) for name in ("first", "second")}
+        if size.extras:
+            plains["unsaved"] = stack.enter_context(Plain(bare, folder, checkpoint=False))
+            plains["textbook"] = stack.enter_context(Plain(bare, folder, loop="textbook"))
+        assert hosted.ledger is not None
+        for loop in plains.values():
+            loop.windows(hosted.ledger, behind)
+        behind = hosted.stretch(size.stretch_s)
+        order = ["first", "hosted", "second", *(["probed", "unsaved", "textbook"] if size.extras else [])]
+        for number in range(rounds):
+            ahead: list[int] = []
+            for name in order if number % 2 else order[::-1]:
+                if name == "hosted":
+                    ahead = hosted.stretch(size.stretch_s)
+                    span = hosted.span(ahead)
+                elif name == "probed":
+                    assert probed is not None
+                    span = probed.span(probed.stretch(size.stretch_s))
+                else:
+                    span = plains[name].windows(hosted.ledger, behind)
+                samples.spans.setdefault(name, []).append(span)
+            behind = ahead
+        plains["first"].windows(hosted.ledger, behind)
+        samples.compared, samples.wrong = plains["first"].differing(hosted.ledger, behind[-1])
+        for session in filter(None, (hosted, probed)):
+            samples.missed += session.runtime.status()["windows"]["missed"]
+            session.runtime.halt("now")
+    return samples
 
 
 def report(rows: Rows, size: Size, samples: Samples) -> None:
     """The rows of one size."""
-    plain = samples.plain(lambda span: span.rate)
-    rows.add(f"{size.name}: hosted / plain, steps/s", ratios([s.rate for s in samples.hosted], plain), size.target, peer=PEER)
-    if samples.probed:
-        probed = ratios([s.rate for s in samples.probed], plain)
-        rows.add(f"{size.name}: with the app's probes every 25 steps / plain", probed, PROBES_TARGET, peer=PEER)
-    first, second = ([s.rate for s in spans] for spans in (samples.first, samples.second))
-    rows.add(f"{size.name}: A/A control, plain / plain", ratios(first, second), peer="itself")
-    quiet = ratios([1 / _quiet(s) for s in samples.hosted], samples.plain(lambda span: 1 / _quiet(span)))
+
+    def rate(span: Span) -> float:
+        return span.rate
+
+    def quiet(span: Span) -> float:
+        return 1 / statistics.quantiles([*span.windows, span.windows[-1]], n=4, method="inclusive")[0]
+
+    def cpu(span: Span) -> float:
+        return span.cpu_rate
+
+    name = size.name
+    rows.add(f"{name}: hosted / plain, steps/s", ratios(samples.of("hosted", rate), samples.plain(rate)), size.target, peer=PEER)
+    if size.extras:
+        probed = ratios(samples.of("probed", rate), samples.plain(rate))
+        rows.add(f"{name}: the same with the app's probes every 25 steps", probed, PROBES_TARGET, peer=PEER)
+    control = ratios(samples.of("first", rate), samples.of("second", rate))
+    rows.add(f"{name}: A/A control, plain / plain", control, peer="itself")
     rows.add(
-        f"{size.name}: the same by each run's lower-quartile window",
-        quiet,
+        f"{name}: hosted / plain by the lower-quartile window of each stretch",
+        ratios(samples.of("hosted", quiet), samples.plain(quiet)),
         peer=PEER,
         note="windows that other processes disturbed fall out on both sides",
     )
-    cpu = ratios(samples.plain(lambda span: span.cpu_seconds), [s.cpu_seconds for s in samples.hosted])
-    rows.add(f"{size.name}: the same by the learner's CPU time", cpu, peer=PEER, note="waiting is not in it")
     rows.add(
-        f"{size.name}: hosted / plain that saves nothing",
-        ratios([s.rate for s in samples.hosted], [s.rate for s in samples.unsaved]),
-        peer="plain PyTorch loop without checkpoints",
-    )
-    if samples.textbook:
-        rows.add(
-            f"{size.name}: hosted / textbook loop",
-            ratios([s.rate for s in samples.hosted], [s.rate for s in samples.textbook]),
-            peer="AdamW(model.parameters()), clip_grad_norm_, one torch.save a window",
-        )
-    rows.add(f"{size.name}: plain step", [1e3 * s.seconds / s.steps for s in samples.first + samples.second], unit="ms")
-    rows.add(f"{size.name}: windows missed in the timed runs", samples.missed, "== 0")
-
-
-def _quiet(span: Span) -> float:
-    return statistics.quantiles(span.windows, n=4, method="inclusive")[0]
-
-
-def whole_app(rows: Rows, bench: Bench) -> None:
-    """The digits app from boot to report, with its bits, its misses and its memory."""
-    manifest = _hosted.app("digits")
-    run = bench.host(manifest)
-    plain = _hosted.plain(manifest, run, bench.folder, keep=True)
-    count, wrong = _hosted.differing(run, bench.folder)
-    rows.add(
-        "digits app: final parameters equal those of the plain loop, bit for bit",
-        not wrong,
-        "== True",
+        f"{name}: hosted / plain by CPU time",
+        ratios(samples.of("hosted", cpu), samples.plain(cpu)),
         peer=PEER,
-        note=f"{count} numbers of teacher, student, moving average and projectors" + _some(wrong),
+        note="learner's process against the plain loop's: waiting is not in it, time taken by other processes neither",
     )
-    windows = run.status["windows"]
+    if size.extras:
+        for loop, peer in (
+            ("unsaved", "plain PyTorch loop without checkpoints"),
+            ("textbook", "AdamW(model.parameters()), clip_grad_norm_, one torch.save a window"),
+        ):
+            rows.add(f"{name}: hosted / {loop} loop", ratios(samples.of("hosted", rate), samples.of(loop, rate)), peer=peer)
+    plain_ms = [1e3 / value for value in samples.of("first", rate) + samples.of("second", rate)]
+    rows.add(f"{name}: plain step", plain_ms, unit="ms")
+    note = f"{samples.compared} numbers of teacher, student, moving average and projectors{_some(samples.wrong)}"
+    rows.add(f"{name}: parameters equal the plain loop's, bit for bit", not samples.wrong, "== True", peer=PEER, note=note)
+    rows.add(f"{name}: windows missed in the timed runs", samples.missed, "== 0")
+
+
+def whole_app(rows: Rows, folder: Path) -> None:
+    """The digits app as it is from boot to the end of its plan: bits, misses, seconds and memory."""
+    manifest = _hosted.app("digits")
+    with Session(manifest, folder / "app") as session:
+        status, seconds = session.finish()
+    ledger = session.read()
+    with Plain(manifest, folder) as plain:
+        spans = {p.name: plain.windows(ledger, ledger.phase(i)) for i, p in enumerate(manifest.phase)}
+        count, wrong = plain.differing(ledger, max(ledger.commits))
+    note = f"{count} numbers of teacher, student, moving average and projectors, all phases{_some(wrong)}"
+    rows.add("digits app: final parameters equal the plain loop's, bit for bit", not wrong, "== True", peer=PEER, note=note)
+    windows = status["windows"]
     rows.add("digits app: windows missed at the default reservation", windows["missed"], "== 0", note=f"{windows}")
-    rows.add("digits app: boot to the end of the drain", run.seconds, "<= 120", unit="s")
-    kernel_mb = run.status["kernel"]["rss_bytes"] / 1e6
-    rows.add("digits app: kernel process, resident", kernel_mb, "<= 40", unit="MB")
-    for phase, span in run.phases.items():
-        rows.add(f"digits app: {phase}, hosted / plain, steps/s, one run", span.rate / plain[phase].rate, peer=PEER)
-    total = sum(run.servers_cpu.values())
-    for name, seconds in sorted(run.servers_cpu.items()):
-        rows.add(f"digits app: CPU seconds of {name}", seconds, unit="s", note=f"{seconds / total:.1%} of the runtime's")
+    rows.add("digits app: boot to the end of the drain", seconds, "<= 120", unit="s")
+    rows.add("digits app: kernel process, resident", status["kernel"]["rss_bytes"] / 1e6, "<= 40", unit="MB")
+    for index, (name, span) in enumerate(spans.items()):
+        value = ledger.span(ledger.phase(index)).rate / span.rate
+        rows.add(f"digits app: {name}, hosted / plain, steps/s", value, peer=PEER, note="one run, not interleaved")
+    cpu = {s["name"]: s["cpu_ns"] / 1e9 for s in status["servers"]} | {"kernel": status["kernel"]["cpu_ns"] / 1e9}
+    for name, spent in sorted(cpu.items()):
+        share = spent / sum(cpu.values())
+        rows.add(f"digits app: CPU seconds of {name}", spent, unit="s", note=f"{share:.1%} of the runtime's, imports included")
+
+
+def tight(rows: Rows, folder: Path, like_ms: float) -> None:
+    """A deadline that windows only meet with luck: every miss is a rollback, and every rollback is exact."""
+    manifest = _hosted.app("digits")
+    deadline_ms = max(2, round(like_ms))
+    manifest.phase = [p.model_copy(update={"windows": 400}) for p in manifest.phase[:1]]
+    window = manifest.window
+    window.budget_ms, window.deadline_ms, window.period_ms = deadline_ms, deadline_ms, deadline_ms
+    manifest.app.eval_every = 0
+    file = folder / "tight"
+    with Session(manifest, file) as session:
+        session.until_misses(TIGHT_COMMITS)
+        session.runtime.halt("now")
+    ledger = session.read()
+    misses, rollbacks = ledger.of(RecordKind.WINDOW_MISS), ledger.of(RecordKind.WINDOW_ROLLBACK)
+    exact = bool(rollbacks) and all(r.args["exact"] for r in rollbacks)
+    note = f"deadline {deadline_ms} ms: {len(misses)} missed, {len(rollbacks)} rolled back, {len(ledger.commits)} committed"
+    rows.add("tight deadline: rollbacks minus misses", len(rollbacks) - len(misses), "== 0", note=note)
+    rows.add("tight deadline: every rollback is exact by digest", exact, "== True", note=note)
 
 
 def _some(wrong: list[str]) -> str:
@@ -197,18 +229,19 @@ def _some(wrong: list[str]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=ROUNDS, help="interleaved rounds of each size")
-    parser.add_argument("--seconds", type=int, help="not used: a round has a fixed number of steps")
+    parser.add_argument("--seconds", type=int, help="not used: a round has its own length")
     parser.add_argument("--only", default="", help="sizes whose name holds this text; the part's file is then not written")
     options = parser.parse_args()
-    context = {"seeds": [_hosted.app("digits").app.seed], "load_before": _hosted.loadavg(), "nice": os.nice(0)}
+    context = {"seeds": [_hosted.app("digits").app.seed], "load_before": round(os.getloadavg()[0], 2)}
     rows = Rows("learner", f"make bench PART=learner COUNT={options.count}", context)
     with tempfile.TemporaryDirectory(prefix="recuros-bench-") as name:
-        bench = Bench(Path(name))
         if not options.only:
-            whole_app(rows, bench)
-        for size in SIZES:
+            whole_app(rows, Path(name))
+        for number, size in enumerate(SIZES):
             if options.only in size.name:
-                report(rows, size, bench.measure(size, options.count))
+                folder = Path(name) / str(number)
+                folder.mkdir()
+                report(rows, size, measure(size, max(2, round(options.count * size.rounds_share)), folder))
     if not options.only:
         rows.write()
 

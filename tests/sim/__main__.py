@@ -36,7 +36,11 @@ def main() -> int:
                 break
         else:
             totals.update(
-                steps=outcome.steps, commits=outcome.commits, misses=outcome.misses, boots=outcome.boots, **{outcome.state: 1}
+                steps=outcome.steps,
+                commits=outcome.commits,
+                misses=outcome.misses,
+                boots=outcome.boots,
+                **{outcome.state: 1},
             )
     row = {"campaign": "histories", "count": options.seeds, "violations": len(failed), "seeds": failed[:20], **totals}
     print(json.dumps({**row, "seconds": round(time.monotonic() - began, 1)}))

@@ -101,7 +101,14 @@ def run(seed: int) -> Outcome:
     misses = sum(r.kind == "window.miss" for r in world.disk.log)
     state = "failed" if world.exit else "halted"
     return Outcome(
-        seed, world.boots, world.steps, len(commits), misses, state, b"".join(world.disk.ledger), world.trace.hexdigest()
+        seed,
+        world.boots,
+        world.steps,
+        len(commits),
+        misses,
+        state,
+        b"".join(world.disk.ledger),
+        world.trace.hexdigest(),
     )
 
 

@@ -29,7 +29,11 @@ def check_ledger(disk: Disk, *, built: str, policies: bool = True) -> list[Recor
     in_force: dict[int, int] = {}
     for r in disk.log:
         a = r.args
-        require(not halted or r.kind in (RecordKind.EXIT, RecordKind.BOOT, RecordKind.FAULT, RecordKind.SPAWN, RecordKind.RESTART), f"{r.kind} after the halt record")
+        require(
+            not halted
+            or r.kind in (RecordKind.EXIT, RecordKind.BOOT, RecordKind.FAULT, RecordKind.SPAWN, RecordKind.RESTART),
+            f"{r.kind} after the halt record",
+        )
         match r.kind:
             case RecordKind.BOOT:
                 boot, open_grant, missed, halted = a["boot"], None, None, False
@@ -42,7 +46,9 @@ def check_ledger(disk: Disk, *, built: str, policies: bool = True) -> list[Recor
                 expected = commits[-1].args["window"] + 1 if commits else 1
                 require(a["window"] == expected, f"window {a['window']} granted, {expected} is next")
                 base = commits[-1].result_snap if commits else built
-                require(r.parent_snap == base, f"window {a['window']} granted on {r.parent_snap}, the chain ends at {base}")
+                require(
+                    r.parent_snap == base, f"window {a['window']} granted on {r.parent_snap}, the chain ends at {base}"
+                )
                 require(a["boot"] == boot, "a grant of another boot")
                 if policies:
                     seq = max((k, s) for k, s in {0: -1, **in_force}.items() if k <= a["window"])[1]
@@ -61,7 +67,10 @@ def check_ledger(disk: Disk, *, built: str, policies: bool = True) -> list[Recor
                 require(missed is None, f"window {a['window']} missed twice")
                 missed = r
             case RecordKind.WINDOW_ROLLBACK:
-                require(missed is not None and missed.args["window"] == a["window"], f"rollback of {a['window']} without a miss")
+                require(
+                    missed is not None and missed.args["window"] == a["window"],
+                    f"rollback of {a['window']} without a miss",
+                )
                 require(a["base"] == open_grant.parent_snap, f"window {a['window']} rolled back to {a['base']}")
                 require(a["exact"] == (a["restored"] == a["base"]), "a rollback that is exact only by its word")
                 open_grant = missed = None

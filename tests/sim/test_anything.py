@@ -14,9 +14,33 @@ from kernel.events import PageOffered, PageWanted, Received
 from syscalls import abi, wire
 from syscalls.errors import RecurosError
 
-NAMES = ("", "observer", "learner", "drain", "pause", "temperature", "ema", "test", "on_kd_step", "builtin:rms", "x" * 70_000)
+NAMES = (
+    "",
+    "observer",
+    "learner",
+    "drain",
+    "pause",
+    "temperature",
+    "ema",
+    "test",
+    "on_kd_step",
+    "builtin:rms",
+    "x" * 70_000,
+)
 IDS = itertools.count(1_000_000)
-KEYS = ("budget_ms", "period_ms", "sparsity", "drop_low", "mask", "map", "summary", "cka", "base", "temperature", "evidence")
+KEYS = (
+    "budget_ms",
+    "period_ms",
+    "sparsity",
+    "drop_low",
+    "mask",
+    "map",
+    "summary",
+    "cka",
+    "base",
+    "temperature",
+    "evidence",
+)
 
 
 def value(rng: random.Random, depth: int = 0) -> Any:
@@ -64,7 +88,9 @@ def talk(world: World, rng: random.Random, who: str, leave_out: frozenset[str]) 
     """One message of one principal."""
     route = world.processes[who].route if who in world.processes else who.encode()
     if rng.random() < 0.1:
-        frame: wire.Frame = wire.Reply(rng.randrange(200), rng.random() < 0.5, [value(rng) for _ in range(rng.randrange(3))])
+        frame: wire.Frame = wire.Reply(
+            rng.randrange(200), rng.random() < 0.5, [value(rng) for _ in range(rng.randrange(3))]
+        )
     else:
         row = rng.choice([r for r in abi.SYSCALLS if r.name not in leave_out])
         args = [fitting(rng, a.kind) for a in row.args]

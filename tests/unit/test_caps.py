@@ -22,7 +22,14 @@ class Model:
     """One capability as the model sees it."""
 
     def __init__(self, holder: str, slot: int, rights: Right, parent: Model | None, obj: str | int, badge: str) -> None:
-        self.holder, self.slot, self.rights, self.parent, self.obj, self.badge = holder, slot, rights, parent, obj, badge
+        self.holder, self.slot, self.rights, self.parent, self.obj, self.badge = (
+            holder,
+            slot,
+            rights,
+            parent,
+            obj,
+            badge,
+        )
         self.there = True
 
     def under(self, other: Model) -> bool:
@@ -68,7 +75,14 @@ class Capabilities(RuleBasedStateMachine):
         self.page += 1
         return self.add(self.table.mint(holder, "page", self.page, Right.MAP), None)
 
-    @rule(target=caps, parent=caps, to=holders, rights=rights_of, badge=st.sampled_from(["", "", "red", "blue"]), subset=st.booleans())
+    @rule(
+        target=caps,
+        parent=caps,
+        to=holders,
+        rights=rights_of,
+        badge=st.sampled_from(["", "", "red", "blue"]),
+        subset=st.booleans(),
+    )
     def derive(self, parent: Model, to: str, rights: Right, badge: str, subset: bool) -> object:
         if not parent.there:
             return multiple()

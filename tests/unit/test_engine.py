@@ -14,6 +14,7 @@ from torch import Tensor
 
 from servers.learner.engine import Engine
 from servers.learner.state import Leaf
+from servers.learner.trace import joined
 from syscalls.errors import RecurosError
 
 SPEC: dict[str, Any] = {
@@ -263,8 +264,9 @@ def test_the_trace_has_a_row_per_sample_with_kl_zero_against_oneself() -> None:
     engine.begin(DISTIL)
     engine.micro_step(batch_at(0))
     engine.swap("ema")  # momentum 0: the average is the student itself
-    trace = engine.micro_step(batch_at(1)).trace
-    assert trace is not None
+    seen = engine.micro_step(batch_at(1)).trace
+    assert seen is not None
+    trace = joined([seen])
     assert trace["id"].tolist() == batch_at(1)["ids"].tolist()
     assert trace["agree"].tolist() == [1] * 8
     assert trace["kl"].abs().max() < 1e-6

@@ -101,7 +101,11 @@ def test_admitted_sets_never_miss_whatever_the_offsets(tasks: list[Task], backgr
     ok, _ = admit(reservations(tasks), reserve=0.0, background_step_ns=background)
     if ok:
         horizon = min(2000, horizon_of(tasks))
-        for offsets in ([0] * len(tasks), [rng.randrange(t.period) for t in tasks], [rng.randrange(t.period) for t in tasks]):
+        for offsets in (
+            [0] * len(tasks),
+            [rng.randrange(t.period) for t in tasks],
+            [rng.randrange(t.period) for t in tasks],
+        ):
             assert misses(tasks, offsets, horizon, background) == 0
 
 
@@ -173,7 +177,9 @@ def served(fair: FairClass) -> dict[str, int]:
     return {row["name"]: row["served_ns"] for row in fair.to_list()}
 
 
-def drive(weights: dict[str, int], slots: int, turns: int, cost: dict[str, tuple[int, int]], seed: int) -> dict[str, int]:
+def drive(
+    weights: dict[str, int], slots: int, turns: int, cost: dict[str, tuple[int, int]], seed: int
+) -> dict[str, int]:
     """Everybody always has work; jobs take a random time in their server's range. Returns the CPU time of each."""
     rng = random.Random(seed)
     fair = FairClass(weights, slots, 20)

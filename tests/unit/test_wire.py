@@ -21,7 +21,9 @@ scalars = (
     | st.text(max_size=20)
     | st.binary(max_size=20)
 )
-values = st.recursive(scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=8), v, max_size=4), max_leaves=12)
+values = st.recursive(
+    scalars, lambda v: st.lists(v, max_size=4) | st.dictionaries(st.text(max_size=8), v, max_size=4), max_leaves=12
+)
 ids = st.integers(0, (1 << 53) - 1)
 small = st.integers(-(1 << 63), (1 << 63) - 1)
 frames = (

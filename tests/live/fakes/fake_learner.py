@@ -1,0 +1,98 @@
+"""A learner whose state is 64 bytes: every window hashes them once more. Everything else it does as the real one does."""
+
+from __future__ import annotations
+
+from syscalls.harden import harden
+
+harden()
+
+import hashlib
+from typing import Any
+
+from kfs import snapshot
+from kfs.objects import object_id
+from kfs.store import Store
+from syscalls.errors import RecurosError
+from syscalls.pages import WritePage
+from syscalls.serve import Kernel, serve
+
+PATH = "student/blocks.0/w"
+
+
+class FakeLearner:
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.queue: list[dict[str, Any]] = []
+        self.state = b"\0" * 64
+        self.bases: dict[int, bytes] = {}
+        self.info = {"base": self.root(), "code": "sha256:" + "0" * 64}
+        self.handlers = {
+            "grant": lambda **grant: self.queue.append(grant),
+            "abort": self.abort,
+            "committed": lambda window: self.bases.pop(window, None) and None,
+            "restore": self.restore,
+        }
+
+    def refs(self) -> dict[str, str]:
+        return {PATH: object_id("U8", (64,), self.state)}
+
+    def root(self) -> str:
+        root: str = snapshot.build_tree(self.refs())[0]
+        return root
+
+    def restore(self, snapshot: str) -> dict[str, Any]:
+        with Store.open_reader(self.kernel.config["store"]) as store:
+            self.state = bytes(store.get(store.snapshot(snapshot)[PATH]).data)
+        self.bases.clear()
+        return {"restored": self.root()}
+
+    def abort(self, window: int, reason: str) -> None:
+        self.queue = [g for g in self.queue if g["window"] < window]
+        if window in self.bases:
+            self.roll_back(window, "E7-MISSED", reason)
+
+    def roll_back(self, window: int, code: str, reason: str) -> None:
+        self.state = self.bases.pop(window)
+        self.kernel.syscall("window_rolled_back", window=window, code=code, reason=reason, restored=self.root())
+
+    def idle(self) -> bool:
+        if not self.queue:
+            return False
+        grant = self.queue.pop(0)
+        assert grant["base"] == self.root()
+        self.bases[grant["window"]] = self.state
+        try:
+            self.window(grant)
+        except RecurosError as error:
+            self.roll_back(grant["window"], error.code, error.message)
+        return True
+
+    def window(self, grant: dict[str, Any]) -> None:
+        self.kernel.map(grant["page"]).close()
+        self.kernel.release(grant["page"])
+        self.state = hashlib.sha512(self.state).digest()
+        page = WritePage(64)
+        page.view[:] = self.state
+        handle = self.kernel.offer(page)
+        refs = self.refs()
+        index = [[refs[PATH], "U8", [64], 0, 64]]
+        done = self.kernel.call("archivist.stage", window=grant["window"], refs=refs, index=index, page=handle)
+        self.kernel.release(handle)
+        assert done["snapshot"] == self.root()
+        trace = self.kernel.offer(page)
+        page.close()
+        self.kernel.syscall(
+            "window_staged",
+            window=grant["window"],
+            snapshot=done["snapshot"],
+            metrics={"loss": 1.0},
+            maps={},
+            trace=trace,
+        )
+
+    def drain(self) -> None:
+        """Nothing to finish."""
+
+
+if __name__ == "__main__":
+    raise SystemExit(serve("learner", FakeLearner))
