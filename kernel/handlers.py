@@ -300,6 +300,10 @@ def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
                 f"gate takes drop_low and drop_high in [0, 0.45] or mask=OBJECT-ID, got {key}={value!r:.40}",
                 hint="criteria={} opens the gate",
             )
+    if s.config.policy.get("pack") == "static" and gate.keys() & {"drop_low", "drop_high"}:
+        raise RecurosError(
+            "E1-NOSYS", "the policy pack 'static' applies no gate", hint='boot with [policy] pack = "starter"'
+        )
     s.gate = gate
     outbox.record(
         t,

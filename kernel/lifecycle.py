@@ -143,7 +143,7 @@ def ready(t: Turn, name: str, info: dict[str, Any]) -> None:
         request(t, "inventory", "gpu.inventory", {})
     if name == "learner":
         _learner_ready(t, info)
-    if s.phase == "starting" and all(x.state == "ready" for x in s.servers.values()):
+    if s.phase == "starting":
         _all_ready(t)
     elif s.phase in ("running", "done", "draining"):
         flow.server_back(t, name)
@@ -173,6 +173,7 @@ def learner_restored(t: Turn, base: str, values: dict[str, Any]) -> None:
     flow.learner_back(t, base)
     for probe in s.probes.values():
         steer.send_attach(t, probe, None)
+    _all_ready(t)
 
 
 def opened(t: Turn, values: dict[str, Any]) -> None:
@@ -281,7 +282,10 @@ def _fold(s: State, r: Record) -> None:
 
 
 def _all_ready(t: Turn) -> None:
+    """Up means that every server takes work and that the learner has proved the state it starts from."""
     s = t.state
+    if s.phase != "starting" or not s.learner_ok or any(x.state != "ready" for x in s.servers.values()):
+        return
     s.phase = "running"
     if not s.probes and s.resumed_from < 0:
         for p in s.config.probes:

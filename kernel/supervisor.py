@@ -169,7 +169,9 @@ class Supervisor:
 
     def report(self, event: dict[str, Any]) -> None:
         """One JSON line to the launcher, if it still listens."""
-        self.failed |= event.get("event") == "failed"
+        if event.get("event") == "failed":
+            self.failed = True
+            print(RecurosError.from_wire(event.get("error")), file=sys.stderr, flush=True)  # noqa: T201 - the supervisor's log
         if self.launcher_listens:
             try:
                 os.write(1, (json.dumps(event) + "\n").encode())

@@ -17,9 +17,9 @@ from kfs.store import Store
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which records: exact actor; exact kind, or a prefix that ends in a dot (`window.`); a snapshot that it names as parent,
-    result or input; sequence numbers since (inclusive) and until (exclusive); archivist's time in ns since 1970, after
-    (inclusive) and before (exclusive).
+    """Which records: exact actor, or what stands before its colon (`operator`, `kernel`); exact kind, or a prefix that
+    ends in a dot (`window.`); a snapshot that it names as parent, result or input; sequence numbers since (inclusive) and
+    until (exclusive); archivist's time in ns since 1970, after (inclusive) and before (exclusive).
     """
 
     actor: str | None = None
@@ -34,7 +34,7 @@ class Filter:
         """Whether the record passes everything but the range of numbers."""
         if record.t_wall < self.after_ns or (self.before_ns is not None and record.t_wall >= self.before_ns):
             return False
-        if self.actor is not None and record.actor != self.actor:
+        if self.actor is not None and self.actor not in (record.actor, record.actor.partition(":")[0]):
             return False
         if self.kind is not None and not (
             record.kind.value == self.kind or (self.kind.endswith(".") and record.kind.startswith(self.kind))

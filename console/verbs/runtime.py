@@ -91,7 +91,7 @@ def halt(ctx: Context, now: bool, reason: str) -> None:
     examples=(
         "recuros wait windows --for 'committed>=10'",
         "recuros wait runtime --for done --timeout 300",
-        "recuros wait server/learner --for running",
+        "recuros wait server/learner --for ready",
     ),
     exits=(1, 3, 4, 124),
 )
@@ -194,7 +194,7 @@ def _status_text(found: dict[str, Any]) -> str:
     for split in found.get("scores", {}):
         teacher, student = accuracies(found, split)
         if teacher and student is not None:
-            lines.append(f"{split:<10}teacher {teacher:.4f}, student {student:.4f}, retention {student / teacher:.3f}")
+            lines.append(f"{split:<10} teacher {teacher:.4f}, student {student:.4f}, retention {student / teacher:.3f}")
     if found.get("cka") is not None:
         lines.append(f"cka       {found['cka']:.4f}")
     lines.append(f"probes    {', '.join(str(p.get('prog')) for p in found.get('probes', [])) or 'none'}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adamw import adamw
 
 from servers.learner.state import DTYPES, Leaf, byte_view, copy_into, leaf_of
 
@@ -102,9 +103,10 @@ class Arena:
 
 
 class FlatAdamW:
-    """torch.optim.AdamW (Loshchilov and Hutter 2019) over an arena: two flat parameters, decayed and not.
+    """torch.optim's AdamW (Loshchilov and Hutter 2019), fused, over an arena in two parts: decayed and not.
 
-    The moments live in `exp_avg` and `exp_avg_sq`, laid out as the arena, so that a snapshot copies two buffers.
+    The moments live in `exp_avg` and `exp_avg_sq`, laid out as the arena, so that a snapshot copies two buffers. The functional
+    form is called because the bookkeeping around `Optimizer.step` costs more than the update of a small model.
     """
 
     def __init__(
@@ -113,36 +115,40 @@ class FlatAdamW:
         assert arena.grad is not None, "an optimizer needs a trainable arena"
         self.exp_avg = torch.zeros_like(arena.flat)
         self.exp_avg_sq = torch.zeros_like(arena.flat)
-        self._parts: list[nn.Parameter] = []
-        groups = []
-        bounds = ((0, arena.decayed, weight_decay), (arena.decayed, arena.flat.numel(), 0.0))
-        for low, high, decay in bounds:
-            if low == high:
-                continue
-            part = nn.Parameter(arena.flat[low:high])
-            part.grad = arena.grad[low:high]
-            self._parts.append(part)
-            groups.append({"params": [part], "weight_decay": decay})
-        self._torch = torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
-        for part, (low, high, _) in zip(self._parts, [b for b in bounds if b[0] != b[1]], strict=True):
-            self._torch.state[part] = {
-                "step": torch.zeros((), dtype=torch.float32),
-                "exp_avg": self.exp_avg[low:high],
-                "exp_avg_sq": self.exp_avg_sq[low:high],
-            }
+        self._step = torch.zeros((), dtype=torch.float32)
+        self._betas, self._eps = betas, eps
+        self._parts: list[tuple[float, tuple[list[Tensor], ...]]] = []
+        for low, high, decay in ((0, arena.decayed, weight_decay), (arena.decayed, arena.flat.numel(), 0.0)):
+            if low < high:
+                buffers = (arena.flat, arena.grad, self.exp_avg, self.exp_avg_sq)
+                self._parts.append((decay, tuple([buffer[low:high]] for buffer in buffers)))
 
     @property
     def steps(self) -> int:
         """Updates made so far; the bias correction depends on it."""
-        return int(self._torch.state[self._parts[0]]["step"])
+        return int(self._step)
 
     @steps.setter
     def steps(self, value: int) -> None:
-        for part in self._parts:
-            self._torch.state[part]["step"].fill_(float(value))
+        self._step.fill_(float(value))
 
     def step(self, lr: float) -> None:
         """One update with the gradients in the arena."""
-        for group in self._torch.param_groups:
-            group["lr"] = lr
-        self._torch.step()
+        for decay, (flat, grad, exp_avg, exp_avg_sq) in self._parts:
+            adamw(
+                flat,
+                grad,
+                exp_avg,
+                exp_avg_sq,
+                max_exp_avg_sqs=[],
+                state_steps=[self._step.clone()],  # adamw counts it up, once for each part
+                fused=True,
+                amsgrad=False,
+                beta1=self._betas[0],
+                beta2=self._betas[1],
+                lr=lr,
+                weight_decay=decay,
+                eps=self._eps,
+                maximize=False,
+            )
+        self._step += 1.0

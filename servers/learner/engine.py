@@ -107,7 +107,9 @@ class Engine:
     def kd(self) -> KdSettings:
         """The settings in force: the operator's, with the policy's on top."""
         known = self._in_force
-        if known is None or known[0] is not self._kd or known[1] is not self._policy:  # both are replaced, never changed
+        if (
+            known is None or known[0] is not self._kd or known[1] is not self._policy
+        ):  # both are replaced, never changed
             known = self._in_force = (self._kd, self._policy, self._kd.changed(**self._policy))
         return known[2]
 

@@ -31,7 +31,12 @@ class Rows:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.context = {"date": time.strftime("%Y-%m-%d"), "machine": machine(), "command": self.command, **self.context}
+        self.context = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "command": self.command,
+            **self.context,
+        }
 
     def add(  # one keyword a column
         self,

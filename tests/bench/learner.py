@@ -147,7 +147,12 @@ def report(rows: Rows, size: Size, samples: Samples) -> None:
         return span.cpu_rate
 
     name = size.name
-    rows.add(f"{name}: hosted / plain, steps/s", ratios(samples.of("hosted", rate), samples.plain(rate)), size.target, peer=PEER)
+    rows.add(
+        f"{name}: hosted / plain, steps/s",
+        ratios(samples.of("hosted", rate), samples.plain(rate)),
+        size.target,
+        peer=PEER,
+    )
     if size.extras:
         probed = ratios(samples.of("probed", rate), samples.plain(rate))
         rows.add(f"{name}: the same with the app's probes every 25 steps", probed, PROBES_TARGET, peer=PEER)
@@ -170,11 +175,15 @@ def report(rows: Rows, size: Size, samples: Samples) -> None:
             ("unsaved", "plain PyTorch loop without checkpoints"),
             ("textbook", "AdamW(model.parameters()), clip_grad_norm_, one torch.save a window"),
         ):
-            rows.add(f"{name}: hosted / {loop} loop", ratios(samples.of("hosted", rate), samples.of(loop, rate)), peer=peer)
+            rows.add(
+                f"{name}: hosted / {loop} loop", ratios(samples.of("hosted", rate), samples.of(loop, rate)), peer=peer
+            )
     plain_ms = [1e3 / value for value in samples.of("first", rate) + samples.of("second", rate)]
     rows.add(f"{name}: plain step", plain_ms, unit="ms")
     note = f"{samples.compared} numbers of teacher, student, moving average and projectors{_some(samples.wrong)}"
-    rows.add(f"{name}: parameters equal the plain loop's, bit for bit", not samples.wrong, "== True", peer=PEER, note=note)
+    rows.add(
+        f"{name}: parameters equal the plain loop's, bit for bit", not samples.wrong, "== True", peer=PEER, note=note
+    )
     rows.add(f"{name}: windows missed in the timed runs", samples.missed, "== 0")
 
 
@@ -188,7 +197,9 @@ def whole_app(rows: Rows, folder: Path) -> None:
         spans = {p.name: plain.windows(ledger, ledger.phase(i)) for i, p in enumerate(manifest.phase)}
         count, wrong = plain.differing(ledger, max(ledger.commits))
     note = f"{count} numbers of teacher, student, moving average and projectors, all phases{_some(wrong)}"
-    rows.add("digits app: final parameters equal the plain loop's, bit for bit", not wrong, "== True", peer=PEER, note=note)
+    rows.add(
+        "digits app: final parameters equal the plain loop's, bit for bit", not wrong, "== True", peer=PEER, note=note
+    )
     windows = status["windows"]
     rows.add("digits app: windows missed at the default reservation", windows["missed"], "== 0", note=f"{windows}")
     rows.add("digits app: boot to the end of the drain", seconds, "<= 120", unit="s")
@@ -199,7 +210,12 @@ def whole_app(rows: Rows, folder: Path) -> None:
     cpu = {s["name"]: s["cpu_ns"] / 1e9 for s in status["servers"]} | {"kernel": status["kernel"]["cpu_ns"] / 1e9}
     for name, spent in sorted(cpu.items()):
         share = spent / sum(cpu.values())
-        rows.add(f"digits app: CPU seconds of {name}", spent, unit="s", note=f"{share:.1%} of the runtime's, imports included")
+        rows.add(
+            f"digits app: CPU seconds of {name}",
+            spent,
+            unit="s",
+            note=f"{share:.1%} of the runtime's, imports included",
+        )
 
 
 def tight(rows: Rows, folder: Path, like_ms: float) -> None:
@@ -230,7 +246,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=ROUNDS, help="interleaved rounds of each size")
     parser.add_argument("--seconds", type=int, help="not used: a round has its own length")
-    parser.add_argument("--only", default="", help="sizes whose name holds this text; the part's file is then not written")
+    parser.add_argument(
+        "--only", default="", help="sizes whose name holds this text; the part's file is then not written"
+    )
     options = parser.parse_args()
     context = {"seeds": [_hosted.app("digits").app.seed], "load_before": round(os.getloadavg()[0], 2)}
     rows = Rows("learner", f"make bench PART=learner COUNT={options.count}", context)

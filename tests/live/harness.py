@@ -1,7 +1,10 @@
-"""A real runtime of small servers: real supervisor, kernel, archivist, sockets and processes; learner, dataset, gpu and observer are fakes that boot at
-once.
+"""A real runtime of small servers.
 
-Responsible for: starting it, waiting for what it says, and leaving nothing behind: no process, no socket directory, whatever a test did to it.
+Supervisor, kernel, archivist, sockets and processes are the real ones; learner, dataset, gpu and observer are fakes that
+boot at once.
+
+Responsible for: starting it, waiting for what it says, and leaving nothing behind: no process, no socket directory,
+whatever a test did to it.
 """
 
 from __future__ import annotations

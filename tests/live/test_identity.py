@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -38,7 +39,7 @@ def runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         running.halt()
 
 
-@pytest.fixture()
+@pytest.fixture
 def context() -> Iterator[Peers]:
     peers = Peers()
     yield peers
@@ -182,10 +183,8 @@ def test_the_page_socket_hangs_up_on_strangers(runtime: Live) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
         stranger.settimeout(20)
         stranger.connect(str(runtime.sockets / "pages.sock"))
-        try:
+        with contextlib.suppress(ConnectionResetError):
             assert stranger.recv(100) == b""
-        except ConnectionResetError:
-            pass
     runtime.until(lambda: runtime.refused("page socket") > before, "the stranger is counted")
     runtime.goes_on(1)
 

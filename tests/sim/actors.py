@@ -1,7 +1,8 @@
 """The simulated servers: what the real ones promise the kernel, without tensors.
 
-Responsible for: the order of messages of each real server (see `servers/*/server.py`), a learner state that is one digest of all its inputs, and the
-faults that the world decides. Refuses: knowledge of the kernel's state; an actor knows only what it was sent.
+Responsible for: the order of messages of each real server (see `servers/*/server.py`), a learner state that is one
+digest of all its inputs, and the faults that the world decides. Refuses: knowledge of the kernel's state; an actor
+knows only what it was sent.
 """
 
 from __future__ import annotations
@@ -192,7 +193,7 @@ class Observer(Actor):
         return {"result": {"temperature": 1.5}}
 
 
-class Aborted(Exception):
+class Aborted(Exception):  # noqa: N818 - control flow inside one window, as in the real learner
     def __init__(self, window: int) -> None:
         super().__init__(window)
         self.window = window

@@ -1,6 +1,7 @@
 """From a seed to a checked history.
 
-A seed decides the plan, the faults, what operators do and when, how often the power fails, and how it ends. Every history is judged by `invariants`.
+A seed decides the plan, the faults, what operators do and when, how often the power fails, and how it ends. Every
+history is judged by `invariants`.
 """
 
 from __future__ import annotations

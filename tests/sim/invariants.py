@@ -1,11 +1,13 @@
 """What must hold of every history, judged from the durable ledger and from the kernel's state at its end.
 
-Written from docs/design and not from the kernel's code: transitions of windows, the chain of commits, rollbacks to the right base, policies at their
-lag, one halt record as the last word of a clean end, no page and no capability left over.
+Written from docs/design and not from the kernel's code: transitions of windows, the chain of commits, rollbacks to
+the right base, policies at their lag, one halt record as the last word of a clean end, no page and no capability left
+over.
 """
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 from world import Disk, Violation, World
@@ -79,7 +81,7 @@ def check_ledger(disk: Disk, *, built: str, policies: bool = True) -> list[Recor
                 halted = True
     numbers = [c.args["window"] for c in commits]
     require(numbers == list(range(1, len(numbers) + 1)), f"committed windows {numbers}")
-    for before, after in zip(commits, commits[1:], strict=False):
+    for before, after in itertools.pairwise(commits):
         require(after.parent_snap == before.result_snap, "the commits do not form a chain")
     return commits
 

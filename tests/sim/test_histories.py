@@ -87,11 +87,11 @@ def test_a_power_cut_loses_no_commit_and_says_which_policies_it_lost() -> None:
     for seed in range(10):
         world = World(seed, document())
         world.boot()
-        world.run(lambda: len(world.disk.objects) >= 3 + seed % 4, 60 * S)
+        world.run(lambda w=world, n=3 + seed % 4: len(w.disk.objects) >= n, 60 * S)
         before = [r.result_snap for r in world.disk.log if r.kind is RecordKind.WINDOW_COMMIT]
         world.power_cut()
         world.boot()
-        assert world.run(lambda: world.state is not None and world.state.phase == "done", 60 * S)
+        assert world.run(lambda w=world: w.state is not None and w.state.phase == "done", 60 * S)
         after = [r.result_snap for r in check_ledger(world.disk, built=digest("built"))]
         assert after[: len(before)] == before
         lost += sum(r.kind is RecordKind.POLICY and r.args["pack"] == "lost" for r in world.disk.log)

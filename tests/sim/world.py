@@ -1,8 +1,8 @@
 """A whole runtime without processes: the real kernel core, simulated servers, one seed.
 
-Responsible for: the clock, ordered links with random delays, processes that die, pages, the disk that outlives a boot, and operators. The servers
-themselves are in `actors`, what must hold of every history in `invariants`. Refuses: anything that the seed does not decide, so that a failing
-seed fails again.
+Responsible for: the clock, ordered links with random delays, processes that die, pages, the disk that outlives a
+boot, and operators. The servers themselves are in `actors`, what must hold of every history in `invariants`. Refuses:
+anything that the seed does not decide, so that a failing seed fails again.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Op = tuple[Any, ...]
 Behaviour = Generator[Op, Any, None]
 
 
-class Violation(AssertionError):
+class Violation(AssertionError):  # noqa: N818 - a verdict on a history, not an error of the program
     """Something that must never happen, happened."""
 
 

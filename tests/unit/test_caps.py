@@ -1,5 +1,6 @@
 """Capabilities against a model that is a list of facts: who holds what, derived from which, with which rights."""
 
+# ruff: noqa: PT017 - in a property an error is one of two right outcomes
 from __future__ import annotations
 
 import pytest

@@ -145,3 +145,13 @@ def test_this_host_is_described_with_or_without_a_gpu() -> None:
     assert host["load_1m"] >= 0
     assert service.idle() is False
     service.drain()
+
+
+@pytest.mark.gpu
+def test_a_real_gpu_has_a_name_memory_and_gauges() -> None:
+    service = GpuService(Nvml(), cores=len(os.sched_getaffinity(0)))
+    devices = service.inventory()["devices"]
+    if not devices:
+        pytest.skip(f"needs an NVIDIA GPU: {service.inventory()['note']}")
+    assert devices[0]["name"]
+    assert len(service.telemetry()["devices"]) == len(devices)

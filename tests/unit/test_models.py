@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from servers.learner.engine import Engine
+from servers.learner.trace import joined
 from servers.models.directory import check_weights, context_of
 from servers.models.evaluate import ECE_BINS, evaluate
 from servers.models.hf import HfModel
@@ -254,9 +255,9 @@ def test_the_engine_distils_hugging_face_models_and_resumes_them_exactly(spec: d
     engine.begin({"name": "d", "index": 0, "train": "student", "steps_total": 10, "lr": 1e-3})
     metrics = [engine.micro_step(tokens(i)) for i in range(3)]
     assert set(metrics[-1].terms) == {"task", "kd", "hint"}
-    trace = metrics[-1].trace
-    assert trace is not None
-    assert set(trace["id"].tolist()) == {0, 1, 2, 3}
+    seen = metrics[-1].trace
+    assert seen is not None
+    assert set(joined([seen])["id"].tolist()) == {0, 1, 2, 3}
     leaves = engine.capture()
     expected = [engine.micro_step(tokens(i)).loss for i in range(3, 6)]
     engine.swap("ema")

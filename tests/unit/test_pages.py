@@ -1,5 +1,6 @@
 """Pages: sealed memory whose readers cannot write, and headers that may lie."""
 
+# ruff: noqa: PT017 - in a property an error is one of two right outcomes
 from __future__ import annotations
 
 import fcntl
@@ -22,7 +23,7 @@ from syscalls.pages import SEALS, ReadPage, WritePage, check_seals, pack_arrays,
 SIZE = 4096
 
 
-@pytest.fixture()
+@pytest.fixture
 def page() -> Any:
     made = WritePage(SIZE)
     yield made

@@ -45,7 +45,7 @@ def misses(tasks: list[Task], offsets: list[int], horizon: int, background_step:
         ready = [job for job in ready if job.due > now]
         if running not in ready:
             running = None
-        if background_left == 0 and (running is None or running.step == 0 or running.done_in_step == running.step):
+        if background_left == 0 and (running is None or running.step in (0, running.done_in_step)):
             running = min(ready, key=lambda job: job.due, default=None)
             if running is not None:
                 running.done_in_step = 0
@@ -209,9 +209,9 @@ def test_long_run_shares_follow_the_weights(weights: dict[str, int], seed: int, 
     cost = {n: (1, data.draw(st.integers(1, 40))) for n in sorted(weights)}
     got = drive(weights, 1, 3000, cost, seed)
     total, weight = sum(got.values()), sum(weights.values())
-    for name in weights:
+    for name, own in weights.items():
         # A share is off by a few jobs at most, however long the run.
-        assert abs(got[name] - total * weights[name] / weight) <= 2 * len(weights) * 40, (weights, got)
+        assert abs(got[name] - total * own / weight) <= 2 * len(weights) * 40, (weights, got)
 
 
 def test_nobody_starves_beside_a_heavy_neighbour() -> None:

@@ -6,6 +6,7 @@ from syscalls.harden import harden
 
 harden()
 
+# ruff: noqa: E402 - hardened before anything else is imported, as every server
 from typing import Any
 
 from syscalls.pages import pack_arrays
@@ -13,9 +14,8 @@ from syscalls.serve import Kernel, serve
 
 
 class FakeDataset:
-    info: dict[str, Any] = {}
-
     def __init__(self, kernel: Kernel) -> None:
+        self.info: dict[str, Any] = {}
         self.kernel = kernel
         self.handlers = {"fill": self.fill, "split": lambda name: {"page": self.page()}}
 

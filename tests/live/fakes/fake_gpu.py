@@ -6,15 +6,15 @@ from syscalls.harden import harden
 
 harden()
 
+# ruff: noqa: E402 - hardened before anything else is imported, as every server
 from typing import Any
 
 from syscalls.serve import Kernel, serve
 
 
 class FakeGpu:
-    info: dict[str, Any] = {}
-
     def __init__(self, kernel: Kernel) -> None:
+        self.info: dict[str, Any] = {}
         self.handlers = {
             "inventory": lambda: {"devices": [], "host": {}, "note": "none"},
             "telemetry": lambda: {"devices": [], "host": {}},

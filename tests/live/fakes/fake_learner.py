@@ -6,6 +6,7 @@ from syscalls.harden import harden
 
 harden()
 
+# ruff: noqa: E402 - hardened before anything else is imported, as every server
 import hashlib
 from typing import Any
 

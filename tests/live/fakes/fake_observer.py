@@ -1,4 +1,7 @@
-"""An observer that decides little, and attacks everybody when its configuration asks for it. What came of each attack goes to RUN/hostile.json."""
+"""An observer that decides little, and attacks everybody when its configuration asks for it.
+
+What came of each attack goes to RUN/hostile.json.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from syscalls.harden import harden
 
 harden()
 
+# ruff: noqa: E402 - hardened before anything else is imported, as every server
 import ctypes
 import errno
 import json
@@ -84,9 +88,8 @@ def address_of(mapping: mmap.mmap) -> int:
 
 
 class FakeObserver:
-    info: dict[str, Any] = {}
-
     def __init__(self, kernel: Kernel) -> None:
+        self.info: dict[str, Any] = {}
         self.kernel = kernel
         self.report = Path(kernel.config["run"]) / "hostile.json"
         scores = {"scores": {"student": {"accuracy": 0.5}, "teacher": {"accuracy": 0.5}}}
