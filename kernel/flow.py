@@ -307,6 +307,7 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
         "directives": s.directives + [d for x in s.windows.values() if x.id > w.id for d in x.directives],
         "probes": [{"id": p.id, "hook": p.hook, "prog": p.prog, "every": p.every} for p in s.probes.values()],
         "next_probe": s.next_probe,
+        "data": str(s.servers["dataset"].info.get("data", "")),
         "scores": s.scores,
         "reference": s.reference,
     }

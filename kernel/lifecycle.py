@@ -120,6 +120,13 @@ def _hello_operator(t: Turn, caller: Caller) -> None:
 
 def check_ready(t: Turn, name: str, info: dict[str, Any]) -> None:
     """Refuse a second `ready`, and what the learner says of itself where no record could carry it."""
+    if name == "dataset" and t.state.data_digest and info.get("data") != t.state.data_digest:
+        raise RecurosError(
+            "E2-DATA",
+            f"the dataset is not the one that the committed windows learned from: it was {t.state.data_digest},"
+            f" it is {info.get('data')}",
+            hint="put the old files back, or boot with the new ones in another run directory (--run)",
+        )
     state = t.state.servers[name].state
     if state != "connected":
         raise RecurosError("E2-WIRE", f"{name} said ready while {state}")
@@ -235,6 +242,7 @@ def resume(s: State, commit: Record, tail: list[Record]) -> None:
     state = commit.args["resume"]
     s.resumed_from = commit.seq
     s.cursor = Cursor(*state["cursor"])
+    s.data_digest = state["data"]
     s.next_window = commit.args["window"] + 1
     s.base = s.committed = commit.result_snap or ""
     s.committed_window, s.rng = commit.args["window"], commit.rng_after or ""

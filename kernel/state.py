@@ -169,6 +169,7 @@ class State:
     reference: dict[str, Any] = field(default_factory=dict)  # split -> the first teacher's scores
     device: dict[str, Any] = field(default_factory=dict)
     resumed_from: int = -1
+    data_digest: str = ""  # of the dataset that the committed windows learned from
     error: list[Any] | None = None
     events: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=limits.EVENTS_KEPT))
     event_count: int = 0

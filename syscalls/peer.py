@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,15 @@ from syscalls.errors import RecurosError
 LOOK_S = 0.5
 """How often a waiting caller looks whether the runtime is still there."""
 PING_NR = abi.METHOD_BY_NAME["any.ping"].nr
+CALL_ROW = abi.SYSCALL_BY_NAME["call"]
+
+
+@dataclass(frozen=True, slots=True)
+class Begun:
+    """A call that has been sent and not answered yet."""
+
+    id: int
+    row: abi.Row
 
 
 class Peer:
@@ -68,6 +78,10 @@ class Peer:
 
     def call(self, method: str, /, *, timeout_s: float | None = None, **args: Any) -> dict[str, Any]:
         """Call `server.method` through the kernel; needs an endpoint capability for the server."""
+        return self.finish(self.begin(method, **args), timeout_s=timeout_s)
+
+    def begin(self, method: str, /, **args: Any) -> Begun:
+        """Send a call and go on; its answer must be taken with `finish`, whatever happens in between."""
         server, _, name = method.partition(".")
         row = abi.method_of(server, name)
         slot = self.caps.get(server)
@@ -77,15 +91,25 @@ class Peer:
                 f"{self.principal} holds no endpoint for {server!r}",
                 hint=f"add {server!r} to its `calls` in the manifest",
             )
-        call = abi.SYSCALL_BY_NAME["call"]
-        reply = call.check_reply(self._round_trip(call.nr, slot, [slot, row.nr, row.bind(args)], method, timeout_s))
-        return row.check_reply(reply["reply"])
+        return Begun(self._send_call(CALL_ROW.nr, slot, [slot, row.nr, row.bind(args)]), row)
+
+    def finish(self, begun: Begun, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """The answer to a call that was begun; raises what the server answered."""
+        reply = CALL_ROW.check_reply(self._await(begun.id, begun.row.qualified, timeout_s))
+        return begun.row.check_reply(reply["reply"])
 
     def _round_trip(self, nr: int, cap: int, values: list[Any], what: str, timeout_s: float | None) -> list[Any]:
+        return self._await(self._send_call(nr, cap, values), what, timeout_s)
+
+    def _send_call(self, nr: int, cap: int, values: list[Any]) -> int:
         call_id = self._next_id
         self._next_id += 1
+        frame = wire.encode(wire.Call(call_id, nr, cap, values))
         self._waiting.add(call_id)
-        self._socket.send(wire.encode(wire.Call(call_id, nr, cap, values)))
+        self._socket.send(frame)
+        return call_id
+
+    def _await(self, call_id: int, what: str, timeout_s: float | None) -> list[Any]:
         limit_s = self.timeout_s if timeout_s is None else timeout_s
         deadline = time.monotonic() + limit_s
         try:

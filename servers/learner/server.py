@@ -29,6 +29,7 @@ from servers.models.hf import HfModel
 from servers.models.model import Batch
 from syscalls.errors import RecurosError
 from syscalls.pages import ALIGN, Array, ReadPage, WritePage, pack_arrays, unpack_arrays
+from syscalls.peer import Begun
 from syscalls.serve import Handler, Kernel, serve
 
 PROGRESS_STEPS: Final = 5
@@ -206,17 +207,30 @@ class LearnerService:
             done, step_ns = self._train(grant, page)
         finally:
             page.close()
-        traces = [m.trace for m in done if m.trace is not None]
         leaves = self._engine.capture()
-        root = self._stage(grant.window, leaves)
-        self._pause_point(grant, check_deadline=False)
+        staging = self._begin_stage(grant.window, leaves)
+        trace = 0
+        try:
+            try:  # the archivist writes to disk meanwhile
+                root = self._engine.root_of(leaves)
+                metrics = {**self._metrics(done, step_ns), "rng": leaves["rng/engine/state"].id}
+                maps = self._maps_report()
+                trace = self._offer_trace(joined([m.trace for m in done if m.trace is not None]))
+            finally:
+                stored = self._finish_stage(staging)
+            if stored != root:
+                raise RecurosError(
+                    "E9-INTEGRITY", f"window {grant.window}: the archivist stored {stored}, the learner holds {root}"
+                )
+            # Of older snapshots nothing is remembered, so that this stays small; what is sent again is not stored again.
+            self._stored = {leaf.id for held in (self._state.leaves, leaves) for leaf in held.values()}
+            self._pause_point(grant, check_deadline=False)
+        except (RecurosError, _Aborted):
+            if trace:
+                self._kernel.release(trace)
+            raise
         self._kernel.syscall(
-            "window_staged",
-            window=grant.window,
-            snapshot=root,
-            metrics={**self._metrics(done, step_ns), "rng": leaves["rng/engine/state"].id},
-            maps=self._maps_report(),
-            trace=self._offer_trace(joined(traces)),
+            "window_staged", window=grant.window, snapshot=root, metrics=metrics, maps=maps, trace=trace
         )
         self._state = Held(root, leaves)
 
@@ -284,8 +298,8 @@ class LearnerService:
 
     # --- staging and rolling back ------------------------------------------------------------------------------------------
 
-    def _stage(self, window: int, leaves: Mapping[str, Leaf]) -> str:
-        """Have the archivist make the snapshot durable; only objects it has not had from us travel."""
+    def _begin_stage(self, window: int, leaves: Mapping[str, Leaf]) -> tuple[Begun, int]:
+        """Send the snapshot to the archivist; only objects it has not had from us travel."""
         refs = {path: leaf.id for path, leaf in leaves.items()}
         new = {leaf.id: leaf for leaf in leaves.values() if leaf.id not in self._stored}
         index: list[list[Any]] = []
@@ -297,17 +311,20 @@ class LearnerService:
             size += -(-leaf.data.nbytes // ALIGN) * ALIGN
         handle = self._offer_raw(parts, size)
         try:
-            answer = self._kernel.call("archivist.stage", window=window, refs=refs, index=index, page=handle)
+            return self._kernel.begin("archivist.stage", window=window, refs=refs, index=index, page=handle), handle
+        except RecurosError:
+            if handle:
+                self._kernel.release(handle)
+            raise
+
+    def _finish_stage(self, staging: tuple[Begun, int]) -> str:
+        """Wait until the snapshot is durable; the root id that the archivist found."""
+        begun, handle = staging
+        try:
+            return str(self._kernel.finish(begun)["snapshot"])
         finally:
             if handle:  # the archivist's was lent for the call; this one is ours
                 self._kernel.release(handle)
-        root = self._engine.root_of(leaves)
-        if answer["snapshot"] != root:
-            raise RecurosError(
-                "E9-INTEGRITY", f"window {window}: the archivist stored {answer['snapshot']}, the learner holds {root}"
-            )
-        self._stored.update(new)
-        return root
 
     def _offer_raw(self, parts: list[tuple[int, memoryview]], size: int) -> int:
         if not parts:

@@ -7,6 +7,7 @@ figures of a run that failed.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -83,7 +84,7 @@ class Ledger:
         return Span(
             steps=sum(c.args["steps"] for c in commits),
             seconds=(stamps[-1] - stamps[0]) / 1e9,
-            windows=[(b - a) / 1e9 for a, b in zip(stamps, stamps[1:], strict=False)],
+            windows=[(b - a) / 1e9 for a, b in itertools.pairwise(stamps)],
             cpu_seconds=sum(c.args["metrics"]["used_ns"] for c in commits) / 1e9,
             loss=commits[-1].args["metrics"]["loss"],
         )

@@ -13,6 +13,7 @@ sums run in the engine's order, so that its parameters can be compared bit for b
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -284,7 +285,7 @@ class Run:
         return {
             "steps": len(settings) * phase["steps"],
             "seconds": stamps[-1] - stamps[0],
-            "windows": [b - a for a, b in zip(stamps, stamps[1:], strict=False)],
+            "windows": [b - a for a, b in itertools.pairwise(stamps)],
             "cpu_seconds": (time.process_time_ns() - cpu_ns) / 1e9,
             "loss": loss,
         }

@@ -65,6 +65,7 @@ def manifest(page: str, path: Path, **changed: object) -> Path:
 
 
 def train(model: Any, batches: Callable[[], dict[str, torch.Tensor]], steps: int, lr: float) -> None:
+    torch.set_num_threads(1)  # threads that wait for each other on a busy machine only burn it
     torch.manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     for _ in range(steps):
