@@ -18,7 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / "bench"
-SIGNS = {">=": operator.ge, "<=": operator.le, "==": operator.eq}
+SIGNS = {">=": operator.ge, "<=": operator.le, "==": operator.eq, ">": operator.gt}
 
 
 @dataclass

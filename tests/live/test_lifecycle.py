@@ -239,9 +239,7 @@ def test_a_runtime_killed_outright_resumes_to_the_same_bits(tmp_path: Path) -> N
 
 def test_an_operator_steers_a_detached_runtime(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    manifest = short_manifest(
-        tmp_path / "m.toml", **{'end = "swap:ema"': "", "windows = 8": "windows = 3"}
-    )
+    manifest = short_manifest(tmp_path / "m.toml", **{'end = "swap:ema"': "", "windows = 8": "windows = 3"})
     runtime = recuros.boot(config=manifest, run=run, detach=True)
     with contextlib.ExitStack() as stack:
         stack.callback(runtime.kill)

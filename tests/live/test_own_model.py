@@ -234,6 +234,17 @@ def test_a_student_from_a_config_learns_from_rows(classifier: Path, run: Path) -
     assert report["ledger"]["verified"]
     assert manifests.load(run / "manifest.toml") == manifests.load(path)
 
+    data = classifier / "data" / "reviews.jsonl"
+    rows = data.read_text(encoding="utf-8")
+    data.write_text(rows + rows.splitlines()[0].replace("a", "e") + "\n", encoding="utf-8")
+    try:
+        changed = command("--run", run, "boot")
+    finally:
+        data.write_text(rows, encoding="utf-8")
+    assert changed.returncode == 2
+    assert "E2-DATA" in changed.stderr
+    assert "another run directory" in changed.stderr
+
 
 # --- what is refused --------------------------------------------------------------------------------------------------
 
