@@ -23,6 +23,8 @@ KERNEL_ONLY = frozenset(
     {"archivist.open", "archivist.append", "dataset.fill", "observer.trace", "observer.evaluate", "observer.calibrate"}
     | {row.qualified for row in abi.METHODS if row.server == "learner"}
 )
+MESSAGE_BYTES_MIN = 64
+"""What an empty message counts for in a mailbox."""
 FAIR_JOBS = frozenset({"dataset.fill", "observer.evaluate", "observer.calibrate", "gpu.telemetry", "gpu.inventory"})
 
 
@@ -42,7 +44,7 @@ def tell(t: Turn, method: str, args: dict[str, Any]) -> None:
     _send(t, t.state.servers[server], Deliver(0, row.nr, values, KERNEL))
 
 
-def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any], size: int) -> None:
+def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any]) -> None:
     """Syscall `call`: deliver to the server behind an endpoint capability; the caller's reply is one-shot."""
     s = t.state
     server = str(endpoint.obj)
@@ -57,7 +59,7 @@ def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any
     if target.state not in ("ready", "draining"):
         raise RecurosError("E75-AGAIN", f"{server} is {target.state}", hint="it is being restarted; try again")
     limit = s.config.servers[server]
-    if len(target.queue) >= limit.mailbox_messages or target.queued_bytes + size > limit.mailbox_bytes:
+    if len(target.queue) >= limit.mailbox_messages or target.queued_bytes + t.size > limit.mailbox_bytes:
         target.refused += 1
         raise RecurosError(
             "E75-FULL",
@@ -70,6 +72,15 @@ def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any
 
 def _deliver(t: Turn, server: str, row: abi.Row, values: list[Any], sender: str, pending: Pending) -> int:
     s = t.state
+    caller = pending.data.get("caller")
+    if isinstance(caller, Caller):
+        waiting = sum(getattr(p.data.get("caller"), "principal", "") == caller.principal for p in s.pending.values())
+        if waiting >= limits.CALLS_PENDING_MAX:
+            raise RecurosError(
+                "E75-FULL",
+                f"{caller.principal} waits for {waiting} answers, the limit",
+                hint="wait for replies before asking for more",
+            )
     delivery = s.next_delivery
     s.next_delivery += 1
     values = _translate(t, row, values, sender, server, pending.lent)
@@ -130,8 +141,9 @@ def _post(t: Turn, server: Server, frame: Deliver) -> None:
         server.in_flight += 1
         _send(t, server, frame)
     else:
-        server.queue.append(frame)
-        server.queued_bytes += 64
+        size = max(t.size, MESSAGE_BYTES_MIN)
+        server.queue.append((frame, size))
+        server.queued_bytes += size
 
 
 def _send(t: Turn, server: Server, frame: Deliver) -> None:
@@ -152,8 +164,8 @@ def replied(t: Turn, name: str, reply: Reply, cpu_ns: int) -> tuple[Pending, dic
     if abi.METHOD_BY_NR[pending.nr].qualified in FAIR_JOBS and pending.kind != "relay":
         end_job(t, name, cpu_ns)
     if server.queue and server.in_flight < limits.MAILBOX_CREDIT:
-        frame = server.queue.popleft()
-        server.queued_bytes -= 64
+        frame, size = server.queue.popleft()
+        server.queued_bytes -= size
         server.in_flight += 1
         _send(t, server, frame)
     if not reply.ok:

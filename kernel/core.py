@@ -111,6 +111,7 @@ def _refused(t: Turn, event: Refused) -> None:
 def _received(t: Turn, event: Received) -> None:
     s = t.state
     server = s.servers.get(event.principal)
+    t.size = event.size
     if server is not None:
         server.last_heard_ns, server.pinged = t.now_ns, False
         server.cpu_ns = max(server.cpu_ns, event.cpu_ns)
@@ -186,6 +187,9 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
         return
     if kind in ("ping", "telemetry", "inventory") and isinstance(values, RecurosError):
         return  # gauges are for people; a missing one is not a failure
+    if kind == "fill" and isinstance(values, RecurosError) and data["gate"]:
+        steer.drop_gate(t, data, values)
+        return
     if isinstance(values, RecurosError):
         raise values
     match kind:

@@ -127,6 +127,8 @@ def _grant(t: Turn) -> None:
     w.generation = s.generation + w.swaps
     w.rng_base = s.rng
     s.policy, s.policy_seq = w.policy, w.policy_seq
+    oldest = max((at for at in s.policies if at <= wid - 2), default=0)  # two windows may still roll back
+    s.policies = {at: settings for at, settings in s.policies.items() if at >= oldest}
     s.counts["granted"] += 1
     s.cursor, s.next_window = next_cursor(s, c), wid + 1
     swaps = planned + w.directives

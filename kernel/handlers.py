@@ -108,7 +108,7 @@ def _call(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         raise RecurosError(
             "E5-DENIED", f"slot {a['endpoint']} of {c.principal} is not an endpoint", hint="recuros cap ls"
         )
-    relay(t, c, endpoint, a["method"], a["args"], 64)
+    relay(t, c, endpoint, a["method"], a["args"])
 
 
 def _channel_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:

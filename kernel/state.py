@@ -37,7 +37,7 @@ class Server:
     rss_bytes: int = 0
     fault: list[Any] | None = None
     restarts: deque[int] = field(default_factory=deque)
-    queue: deque[Deliver] = field(default_factory=deque)
+    queue: deque[tuple[Deliver, int]] = field(default_factory=deque)  # with the bytes that each counts for
     queued_bytes: int = 0
     in_flight: int = 0
     refused: int = 0
@@ -188,6 +188,7 @@ class Turn:
     state: State
     now_ns: int
     effects: list[Effect] = field(default_factory=list)
+    size: int = 0  # bytes of the frame that this step is about
 
     def emit(self, effect: Effect) -> None:
         """Add an effect."""

@@ -169,6 +169,18 @@ def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None
     )
 
 
+def drop_gate(t: Turn, data: dict[str, Any], error: RecurosError) -> None:
+    """The dataset server cannot apply the operator's gate: open it, say so, and fill the window without."""
+    s = t.state
+    s.filling.discard(data["window"])
+    if s.gate == data["gate"]:
+        s.gate = {}
+        outbox.record(
+            t, "fault", {"name": "dataset", "code": error.code, "message": f"gate opened: {error.message}"[:1000]}
+        )
+        outbox.record(t, "gate.set", {"criteria": {}, "window": s.next_window})
+
+
 def operator_set(s: State, kd: dict[str, Any]) -> None:
     """An operator set `kd`: policies that rest on evidence from before it no longer speak of these settings."""
     s.kd = kd

@@ -178,6 +178,22 @@ class Supervisor:
             except OSError:
                 self.launcher_listens = False
 
+    @staticmethod
+    def _end_orphans() -> None:
+        """Whatever a server started has become this process's child: nothing of it may outlive the runtime."""
+        while True:
+            children = [
+                int(pid)
+                for task in Path("/proc/self/task").iterdir()
+                for pid in (task / "children").read_text().split()
+            ]
+            if not children:
+                return
+            for pid in children:
+                os.kill(pid, signal.SIGKILL)
+            for pid in children:
+                os.waitpid(pid, 0)
+
     def finish(self) -> int:
         """The kernel has gone: take everybody down, clean up, say how it ended."""
         for pid in self.children:
@@ -185,6 +201,7 @@ class Supervisor:
         for pid, (_, _, child) in list(self.children.items()):
             os.waitpid(pid, 0)
             child.returncode = -signal.SIGKILL
+        self._end_orphans()
         for name in SOCKETS:
             (self.directory / name).unlink(missing_ok=True)
         try:

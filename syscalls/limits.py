@@ -9,6 +9,8 @@ from typing import Final
 
 FRAME_BYTES_MAX: Final = 1 << 20
 """One ZeroMQ frame; larger payloads travel in pages."""
+KERNEL_FRAME_BYTES_MAX: Final = FRAME_BYTES_MAX + (64 << 10)
+"""What the kernel passes on holds what a peer sent and a few columns of its own."""
 DEPTH_MAX: Final = 12
 """Nesting of containers inside one frame."""
 STR_BYTES_MAX: Final = 64 << 10

@@ -66,10 +66,11 @@ def encode(frame: Frame) -> bytes:
         data: bytes = msgpack.packb(row, use_bin_type=True)
     except (TypeError, ValueError, OverflowError) as e:
         raise RecurosError("E2-WIRE", f"a frame holds a value that msgpack cannot carry: {e}") from e
-    if len(data) > limits.FRAME_BYTES_MAX:
+    size_max = limits.KERNEL_FRAME_BYTES_MAX if isinstance(frame, Deliver) else limits.FRAME_BYTES_MAX
+    if len(data) > size_max:
         raise RecurosError(
             "E2-LIMIT",
-            f"frame of {len(data)} bytes is over the limit of {limits.FRAME_BYTES_MAX}",
+            f"frame of {len(data)} bytes is over the limit of {size_max}",
             hint="send large payloads in a page",
         )
     return data
@@ -77,8 +78,10 @@ def encode(frame: Frame) -> bytes:
 
 def decode(data: bytes) -> Frame:
     """Bytes to a frame; anything malformed is E2-WIRE."""
-    if len(data) > limits.FRAME_BYTES_MAX:
-        raise RecurosError("E2-WIRE", f"frame of {len(data)} bytes is over the limit of {limits.FRAME_BYTES_MAX}")
+    if len(data) > limits.KERNEL_FRAME_BYTES_MAX:  # peers are held to less, by their socket's MAXMSGSIZE
+        raise RecurosError(
+            "E2-WIRE", f"frame of {len(data)} bytes is over the limit of {limits.KERNEL_FRAME_BYTES_MAX}"
+        )
     row = unpack(data)
     if not isinstance(row, list) or not row:
         raise RecurosError("E2-WIRE", "a frame is not an array")

@@ -110,15 +110,16 @@ class ObserverService:
 
     def _read(self, page: int) -> Trace | None:
         """The rows of a trace page. A page that cannot be read is said in the log and counts as none."""
-        source = self._kernel.map(page)
         try:
-            return read_trace(unpack_arrays(source.view)[0])
+            source = self._kernel.map(page)  # refused when the policy timed out while this waited in the queue
+            try:
+                return read_trace(unpack_arrays(source.view)[0])
+            finally:
+                source.close()
+                self._kernel.release(page)
         except RecurosError as error:
             print(f"trace page {page}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
             return None
-        finally:
-            source.close()
-            self._kernel.release(page)
 
     def _state_before(self, window: int, policy: Mapping[str, Any]) -> State:
         """The state to fold `window` into: the one held, an earlier one when the window runs again, or the recorded one."""
@@ -176,13 +177,13 @@ class ObserverService:
             page.close()
 
     def _submit(self, window: int, settings: dict[str, Any], blobs: int) -> None:
-        """Submit; a window that rolled back or timed out meanwhile wants no policy any more, and that is no fault."""
+        """Submit. A window that rolled back wants no policy any more, a runtime that stops none at all: no faults."""
         try:
             self._kernel.syscall("policy_submit", window=window, settings=settings, pack=self._pack.name, blobs=blobs)
         except RecurosError as error:
             if blobs:
                 self._kernel.release(blobs)
-            if error.code != "E2-USAGE":
+            if error.code not in ("E2-USAGE", "E75-AGAIN"):
                 raise
             print(f"policy of window {window}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
 

@@ -217,6 +217,7 @@ def whole_app(rows: Rows, folder: Path) -> float:
             unit="s",
             note=f"{share:.1%} of the runtime's, imports included",
         )
+    return 1e3 * statistics.median(ledger.span(ledger.phase(0)).windows)
 
 
 def tight(rows: Rows, folder: Path, window_ms: float) -> None:
@@ -225,12 +226,14 @@ def tight(rows: Rows, folder: Path, window_ms: float) -> None:
     manifest.phase = [manifest.phase[0].model_copy(update={"windows": TIGHT_WINDOWS})]
     manifest.app.eval_every = 0
     window, deadline_ms = manifest.window, max(2, round(window_ms))
-    window.budget_ms, window.deadline_ms, window.period_ms = deadline_ms, deadline_ms, deadline_ms
+    window.budget_ms, window.deadline_ms, window.period_ms = deadline_ms * 9 // 10, deadline_ms, deadline_ms
     stopped = "to the end of its plan"
     with Session(manifest, folder / "tight") as session:
         try:
             session.finish()
-        except RecurosError as error:  # too many misses in a row end a plan; what happened until then is judged all the same
+        except (
+            RecurosError
+        ) as error:  # too many misses in a row end a plan; what happened until then is judged all the same
             stopped = f"until the plan was stopped with {error.code}"
             session.runtime.halt("now")
         ledger = session.read()
@@ -239,7 +242,9 @@ def tight(rows: Rows, folder: Path, window_ms: float) -> None:
     note = f"deadline {deadline_ms} ms, {stopped}: {counted}"
     rows.add("tight deadline: windows missed", len(misses), "> 0", note=note)
     rows.add("tight deadline: rollbacks minus misses", len(rollbacks) - len(misses), "== 0", note=note)
-    rows.add("tight deadline: every rollback exact by digest", all(r.args["exact"] for r in rollbacks), "== True", note=note)
+    rows.add(
+        "tight deadline: every rollback exact by digest", all(r.args["exact"] for r in rollbacks), "== True", note=note
+    )
 
 
 def _some(wrong: list[str]) -> str:

@@ -28,7 +28,17 @@ def boot(folder: Path, seed: int) -> dict[str, Any]:
     manifest.app.seed = seed
     file = folder / f"seed{seed}.toml"
     file.write_text(manifests.dump(manifest), encoding="utf-8")
-    command = [sys.executable, "-m", "console.main", "--run", str(folder / f"seed{seed}"), "boot", "-c", str(file), "--json"]
+    command = [
+        sys.executable,
+        "-m",
+        "console.main",
+        "--run",
+        str(folder / f"seed{seed}"),
+        "boot",
+        "-c",
+        str(file),
+        "--json",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"seed {seed} ended with {done.returncode}:\n{done.stderr}")
@@ -45,8 +55,21 @@ def main() -> None:
     rows = Rows("retention", f"make bench PART=retention COUNT={len(seeds)}", {"seeds": list(seeds)})
     with tempfile.TemporaryDirectory(prefix="recuros-bench-") as name:
         reports = [boot(Path(name), seed) for seed in seeds]
-    print(json.dumps(reports[0], indent=1)[:3000])
-    raise SystemExit(0)
+    for seed, report in zip(seeds, reports, strict=True):
+        share = report["student"]["params"] / report["teacher"]["params"]
+        scores = (
+            f"teacher {report['teacher']['score']:.4f}, student {report['student']['score']:.4f} on 600 test images"
+        )
+        note = f"{scores}; {report['policies']} policies, {report['seconds']:.0f} s"
+        rows.add(f"digits app, seed {seed}: retention at {share:.1%} of the parameters", report["retention"], note=note)
+    rows.add("digits app: retention, median over the seeds", [r["retention"] for r in reports], ">= 0.97")
+    rows.add("digits app: retention, worst seed", min(r["retention"] for r in reports), ">= 0.97")
+    shares = [r["student"]["params"] / r["teacher"]["params"] for r in reports]
+    rows.add("digits app: student's parameters / teacher's", shares, "<= 0.1")
+    rows.add("digits app: windows missed, all seeds", sum(r["windows"]["missed"] for r in reports), "== 0")
+    rows.add("digits app: ledgers verified", all(r["ledger"]["verified"] for r in reports), "== True")
+    rows.add("digits app: boot to report", [r["seconds"] for r in reports], "<= 120", unit="s")
+    rows.write()
 
 
 if __name__ == "__main__":

@@ -146,7 +146,7 @@ def test_nesting_is_limited() -> None:
 
 
 def test_sizes_are_limited_before_anything_is_built() -> None:
-    assert "limit" in refused(b"\0" * (limits.FRAME_BYTES_MAX + 1)).message
+    assert "limit" in refused(b"\0" * (limits.KERNEL_FRAME_BYTES_MAX + 1)).message
     refused(msgpack.packb([1, 1, 1, 1, ["x" * (limits.STR_BYTES_MAX + 1)]]))
     refused(msgpack.packb([1, 1, 1, 1, [0] * (limits.ITEMS_MAX + 1)]))
     refused(b"\xdd\xff\xff\xff\xff")  # an array that claims four thousand million items
