@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import time
@@ -46,11 +45,6 @@ class Span:
     def rate(self) -> float:
         """Steps per second."""
         return self.steps / self.seconds
-
-    @property
-    def cpu_rate(self) -> float:
-        """Steps per second of the training process's CPU time."""
-        return self.steps / self.cpu_seconds
 
 
 def app(name: str) -> Manifest:
@@ -250,8 +244,3 @@ class Plain:
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(document) + "\n")
         self.process.stdin.flush()
-
-
-def loadavg() -> float:
-    """The machine's load over the last minute: above 1 before a run, somebody else is using it."""
-    return os.getloadavg()[0]

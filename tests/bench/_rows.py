@@ -94,11 +94,6 @@ def machine() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}"
 
 
-def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Paired ratios."""
-    return [a / b for a, b in zip(numerators, denominators, strict=True)]
-
-
 def _met(value: float | bool | str, target: str) -> bool | None:
     if not target:
         return None

@@ -27,9 +27,10 @@ from servers.manifest_tables import Manifest, PatchSpec
 from syscalls.errors import RecurosError
 from tests.bench import _hosted
 from tests.bench._hosted import Plain, Session, Span
-from tests.bench._rows import Rows, ratios
+from tests.bench._rows import Rows
 
-ROUNDS = 15
+ROUNDS = 24
+EXTRAS_EVERY = 3
 WINDOWS_MAX = 5_000
 PEER = "plain PyTorch loop, same bits, one torch.save a window"
 PROBES_TARGET = ">= 0.93"
@@ -60,21 +61,28 @@ SIZES = (
 
 @dataclass
 class Samples:
-    """One stretch per round of each loop, and what the hosted runs said at the end."""
+    """loop -> round -> stretch, and what was found at the end."""
 
-    spans: dict[str, list[Span]] = field(default_factory=dict)
+    spans: dict[str, dict[int, Span]] = field(default_factory=dict)
     missed: int = 0
     compared: int = 0
     wrong: list[str] = field(default_factory=list)
 
-    def of(self, loop: str, value: Callable[[Span], float]) -> list[float]:
-        """A figure of each round."""
-        return [value(span) for span in self.spans[loop]]
+    def against_plain(self, loop: str, value: Callable[[Span], float]) -> list[float]:
+        """A figure of a loop in each round over the mean of that round's two plain stretches."""
+        plain = zip(self.spans["first"].values(), self.spans["second"].values(), strict=True)
+        return [
+            2 * value(s) / (value(a) + value(b)) for s, (a, b) in zip(self.spans[loop].values(), plain, strict=True)
+        ]
 
-    def plain(self, value: Callable[[Span], float]) -> list[float]:
-        """The mean of the two plain stretches of each round."""
-        pairs = zip(self.of("first", value), self.of("second", value), strict=True)
-        return [(a + b) / 2 for a, b in pairs]
+    def hosted_against(self, loop: str) -> list[float]:
+        """Rates of the hosted loop over those of another, in the rounds that have the other."""
+        return [self.spans["hosted"][number].rate / span.rate for number, span in self.spans[loop].items()]
+
+    def quiet_window(self, *loops: str) -> float:
+        """Lower quartile of the seconds from one window's end to the next one's: what others disturbed is above it."""
+        windows = [w for loop in loops for span in self.spans[loop].values() for w in span.windows]
+        return statistics.quantiles(windows, n=4, method="inclusive")[0]
 
 
 def manifest_of(size: Size, *, probes: bool) -> Manifest:
@@ -113,8 +121,10 @@ def measure(size: Size, rounds: int, folder: Path) -> Samples:
         for loop in plains.values():
             loop.windows(hosted.ledger, behind)
         behind = hosted.stretch(size.stretch_s)
-        order = ["first", "hosted", "second", *(["probed", "unsaved", "textbook"] if size.extras else [])]
         for number in range(rounds):
+            order = ["first", "hosted", "second", *(["probed"] if size.extras else [])]
+            if size.extras and number % EXTRAS_EVERY == 0:
+                order += ["unsaved", "textbook"]
             ahead: list[int] = []
             for name in order if number % 2 else order[::-1]:
                 if name == "hosted":
@@ -125,7 +135,7 @@ def measure(size: Size, rounds: int, folder: Path) -> Samples:
                     span = probed.span(probed.stretch(size.stretch_s))
                 else:
                     span = plains[name].windows(hosted.ledger, behind)
-                samples.spans.setdefault(name, []).append(span)
+                samples.spans.setdefault(name, {})[number] = span
             behind = ahead
         plains["first"].windows(hosted.ledger, behind)
         samples.compared, samples.wrong = plains["first"].differing(hosted.ledger, behind[-1])
@@ -137,55 +147,43 @@ def measure(size: Size, rounds: int, folder: Path) -> Samples:
 
 def report(rows: Rows, size: Size, samples: Samples) -> None:
     """The rows of one size."""
-
-    def rate(span: Span) -> float:
-        return span.rate
-
-    def quiet(span: Span) -> float:
-        return 1 / statistics.quantiles([*span.windows, span.windows[-1]], n=4, method="inclusive")[0]
-
-    def cpu(span: Span) -> float:
-        return span.cpu_rate
-
     name = size.name
-    rows.add(
-        f"{name}: hosted / plain, steps/s",
-        ratios(samples.of("hosted", rate), samples.plain(rate)),
-        size.target,
-        peer=PEER,
-    )
-    if size.extras:
-        probed = ratios(samples.of("probed", rate), samples.plain(rate))
-        rows.add(f"{name}: the same with the app's probes every 25 steps", probed, PROBES_TARGET, peer=PEER)
-    control = ratios(samples.of("first", rate), samples.of("second", rate))
+    hosted = ["hosted", *(["probed"] if size.extras else [])]
+    for loop, what, target in zip(
+        hosted, ("", " with the app's probes every 25 steps"), (size.target, PROBES_TARGET), strict=False
+    ):
+        rows.add(f"{name}: hosted{what} / plain, steps/s", samples.against_plain(loop, _rate), target, peer=PEER)
+        rows.add(
+            f"{name}: the same by the lower quartile of all windows",
+            samples.quiet_window("first", "second") / samples.quiet_window(loop),
+            peer=PEER,
+            note="windows that other processes disturbed fall out on both sides",
+        )
+        rows.add(
+            f"{name}: the same by CPU time",
+            samples.against_plain(loop, lambda span: span.steps / span.cpu_seconds),
+            peer=PEER,
+            note="learner's process against the plain loop's: waiting is not in it, time taken by other processes neither",
+        )
+    control = [a.rate / b.rate for a, b in zip(*(samples.spans[n].values() for n in ("first", "second")), strict=True)]
     rows.add(f"{name}: A/A control, plain / plain", control, peer="itself")
-    rows.add(
-        f"{name}: hosted / plain by the lower-quartile window of each stretch",
-        ratios(samples.of("hosted", quiet), samples.plain(quiet)),
-        peer=PEER,
-        note="windows that other processes disturbed fall out on both sides",
-    )
-    rows.add(
-        f"{name}: hosted / plain by CPU time",
-        ratios(samples.of("hosted", cpu), samples.plain(cpu)),
-        peer=PEER,
-        note="learner's process against the plain loop's: waiting is not in it, time taken by other processes neither",
-    )
     if size.extras:
         for loop, peer in (
             ("unsaved", "plain PyTorch loop without checkpoints"),
             ("textbook", "AdamW(model.parameters()), clip_grad_norm_, one torch.save a window"),
         ):
-            rows.add(
-                f"{name}: hosted / {loop} loop", ratios(samples.of("hosted", rate), samples.of(loop, rate)), peer=peer
-            )
-    plain_ms = [1e3 / value for value in samples.of("first", rate) + samples.of("second", rate)]
+            rows.add(f"{name}: hosted / {loop} loop, steps/s", samples.hosted_against(loop), peer=peer)
+    plain_ms = [1e3 / span.rate for loop in ("first", "second") for span in samples.spans[loop].values()]
     rows.add(f"{name}: plain step", plain_ms, unit="ms")
     note = f"{samples.compared} numbers of teacher, student, moving average and projectors{_some(samples.wrong)}"
     rows.add(
         f"{name}: parameters equal the plain loop's, bit for bit", not samples.wrong, "== True", peer=PEER, note=note
     )
     rows.add(f"{name}: windows missed in the timed runs", samples.missed, "== 0")
+
+
+def _rate(span: Span) -> float:
+    return span.rate
 
 
 def whole_app(rows: Rows, folder: Path) -> float:

@@ -236,7 +236,8 @@ def test_a_student_from_a_config_learns_from_rows(classifier: Path, run: Path) -
 
     data = classifier / "data" / "reviews.jsonl"
     rows = data.read_text(encoding="utf-8")
-    data.write_text(rows + rows.splitlines()[0].replace("a", "e") + "\n", encoding="utf-8")
+    first = json.loads(rows.splitlines()[0])
+    data.write_text(rows + json.dumps({**first, "text": "one row more"}) + "\n", encoding="utf-8")
     try:
         changed = command("--run", run, "boot")
     finally:
