@@ -29,8 +29,6 @@ from kfs.ids import is_object_id
 from syscalls import limits
 from syscalls.errors import CODES, RecurosError
 
-OPEN = (WindowState.RUNNING, WindowState.STAGED, WindowState.MISSED)
-
 
 def advance(t: Turn) -> None:
     """Called at the end of every step: move the plan on as far as it goes."""
@@ -367,7 +365,6 @@ def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> N
         parent=w.base,
     )
     s.counts["missed"] += code == "E7-MISSED"
-    s.lost.discard(w.id)
     if tell_learner and s.servers["learner"].state == "ready":
         tell(t, "learner.abort", {"window": w.id, "reason": reason})
         t.timer(limits.ABORT_GRACE_NS, "abort", window=w.id, granted_ns=w.granted_ns)

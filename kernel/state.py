@@ -142,7 +142,6 @@ class State:
     committed_window: int = 0
     learner_ok: bool = False
     failures_in_a_row: int = 0
-    lost: set[int] = field(default_factory=set)
 
     directives: list[list[Any]] = field(default_factory=list)
     kd: dict[str, Any] = field(default_factory=dict)
