@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from kernel.caps import Cap, CapTable
+from kernel.caps import CapTable
 from kernel.config import Config
 from kernel.events import Effect
 from kernel.sched import FairClass, Reservation
@@ -174,10 +174,6 @@ class State:
     event_count: int = 0
     kernel_usage: tuple[int, int] = (0, 0)
     final_asked: bool = False
-
-    def self_cap(self, principal: str) -> Cap | None:
-        """The capability in slot 1: what the principal may do by itself."""
-        return self.caps.find(principal, 1)
 
 
 @dataclass

@@ -11,6 +11,7 @@ from typing import Any
 
 from kernel import outbox
 from kernel.broker import answer, answer_error, end_job, move_page, release_page, request
+from kernel.caps import ROOT_SLOT
 from kernel.plan import finished, next_step
 from kernel.sched import Reservation, admit
 from kernel.state import KERNEL, Caller, Probe, State, Turn
@@ -232,7 +233,7 @@ def attach(t: Turn, hook: str, prog: str, every: int, caller: Caller | None, act
         raise RecurosError(
             "E2-LIMIT", f"{len(s.probes)} probes are attached, the limit", hint="recuros probe detach ID"
         )
-    held = s.self_cap(caller.principal).rights if caller else s.config.servers["observer"].rights  # type: ignore[union-attr]
+    held = s.caps.get(caller.principal, ROOT_SLOT).rights if caller else s.config.servers["observer"].rights
     admitted = catalogue.check(hook, f"{prog},every={every}" if every else prog, abi.right_names(held))
     probe = Probe(s.next_probe, hook, admitted.prog, 0)
     s.next_probe += 1

@@ -1,7 +1,8 @@
 """docs/benchmarks.md from the rows of the parts.
 
-Rows lie in docs/bench/PART.jsonl, so that the page can be made again anywhere; a part that was run here (build/bench/PART.jsonl) is
-copied there first. Responsible for: showing every row, missed targets included. Refuses: rows of another form.
+Rows lie in docs/bench/PART.jsonl, so that the page can be made again anywhere; a part that was run here (build/bench/PART.jsonl)
+is copied there first. What a reader must know of a run that no row says stands beside it, in docs/bench/PART.txt. Responsible
+for: showing every row, missed targets included. Refuses: rows of another form.
 
     make bench PART=render
 """
@@ -41,6 +42,9 @@ def page() -> str:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
         if rows:
             parts.append(section(path.stem, rows))
+            remarks = path.with_suffix(".txt")
+            if remarks.exists():
+                parts.append(remarks.read_text(encoding="utf-8"))
     return "\n".join(parts)
 
 

@@ -251,7 +251,7 @@ def test_an_operator_steers_a_detached_runtime(tmp_path: Path) -> None:
 
         until(lambda: now()["phase"].get("train") == "student" and now()["windows"]["committed"] >= 4, "distillation")
         probe = client.rl_attach_probe(hook="on_forward:blocks.*", prog="builtin:rms", every=1)
-        assert probe["sites"] == ["student/blocks.0", "student/blocks.1"] or len(probe["sites"]) == 2
+        assert probe["sites"] == ["on_forward:student/blocks.0", "on_forward:student/blocks.1"]
         assert probe["seq"] >= 0
         until(lambda: client.probe_read(id=probe["id"])["maps"]["fired"] > 4, "the probe's maps fill")
         named = client.rl_snapshot(name="before")
