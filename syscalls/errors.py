@@ -25,6 +25,8 @@ CODES: dict[str, str] = {
     "E7-MISSED": "the deadline was missed and the window rolled back",
     "E7-LOSS": "the loss is not finite; the window rolled back",
     "E8-VERIFY": "the verifier rejected the program",
+    "E8-ENCODING": "bytes that are not a program",
+    "E8-SYNTAX": "a probe source that is not in the language",
     "E9-INTEGRITY": "stored bytes do not match their digest",
     "E9-POISONED": "a write barrier failed; the store refuses further writes",
     "E9-VERSION": "the format or ABI version does not match",
