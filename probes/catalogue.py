@@ -1,8 +1,8 @@
-"""The built-in probes as the kernel sees them: names, hooks, rights, parameters and declared cost.
+"""The built-in probes as the kernel sees them: names, hooks, rights and parameters.
 
 Responsible for: the check that admits `rl_attach_probe(hook, "builtin:NAME[,key=value...]")`. Pure and torch-free.
 Refuses: unknown names and parameters, values outside their limits, hooks a built-in cannot run on, missing rights.
-`probes.library` holds the factories; a test keeps the two lists equal.
+`probes.library` holds their sources; a test keeps the two lists equal.
 """
 
 from __future__ import annotations
@@ -29,12 +29,11 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Builtin:
-    """One built-in probe. `cost_ns`: declared cost of a firing on one core at the reference shapes of the reference page."""
+    """One built-in probe. What a firing costs, the verifier proves when it is attached."""
 
     name: str
     hooks: tuple[str, ...]
     doc: str
-    cost_ns: int
     params: dict[str, Param] = field(default_factory=dict)
     rights: tuple[str, ...] = ("attach-probe", "read-trace")
 
@@ -48,69 +47,59 @@ class Admitted:
     params: dict[str, float]
     prog: str
 
-    @property
-    def cost_ns_per_step(self) -> float:
-        """Declared cost of one site, averaged over the steps of its cadence."""
-        return self.builtin.cost_ns / self.params["every"]
-
 
 _EVERY = {"every": Param(EVERY_DEFAULT, 1, 1_000_000)}
+_EACH = {"every": Param(1, 1, 1_000_000)}
 _ROWS = {"rows": Param(1024, 4, 65_536)}
+_WINDOWS = {"windows": Param(8, 1, 1_000_000)}
+_KD, _FORWARD, _GRAD, _SNAPSHOT = ("on_kd_step",), ("on_forward",), ("on_grad",), ("on_snapshot",)
 
 BUILTINS: dict[str, Builtin] = {
     b.name: b
     for b in (
-        Builtin(
-            "cka",
-            ("on_kd_step",),
-            "unbiased linear CKA of student and mapped teacher hidden states, streamed over batches",
-            5_000_000,
-            {**_EVERY, "rows": Param(256, 4, 2048), "decay": Param(1.0, 0.0, 1.0)},
-        ),
+        Builtin("cka", _KD, "unbiased linear CKA of student and mapped teacher hidden states, streamed over batches", dict(_EVERY)),
+        Builtin("svcca", _KD, "SVCCA of student and mapped teacher hidden states, over the latest rows", dict(_EVERY)),
+        Builtin("pwcca", _KD, "projection-weighted CCA of student and mapped teacher hidden states", dict(_EVERY)),
+        Builtin("rkd", _KD, "relational distillation losses of the mapped layers: distances and angles between rows", dict(_EVERY)),
         Builtin(
             "ece",
-            ("on_kd_step",),
+            _KD,
             "expected calibration error of the student, with NLL and Brier score",
-            1_200_000,
             {**_EVERY, **_ROWS, "bins": Param(15, 2, 100)},
         ),
         Builtin(
             "disagreement",
-            ("on_kd_step",),
+            _KD,
             "how often student and teacher predict different classes, and mean KL(teacher || student)",
-            1_200_000,
             {**_EVERY, **_ROWS},
         ),
+        Builtin("entropy", _KD, "predictive entropy of student and teacher", {**_EVERY, **_ROWS}),
+        Builtin("rms", _FORWARD, "RMS, largest magnitude and non-finite count of each layer's output", dict(_EVERY)),
+        Builtin("nan-watch", _FORWARD, "where and when a layer's output first was not finite", dict(_EACH)),
         Builtin(
-            "entropy",
-            ("on_kd_step",),
-            "predictive entropy of student and teacher",
-            1_500_000,
-            {**_EVERY, **_ROWS},
+            "dead-units",
+            _FORWARD,
+            "units of each layer that never rose above a threshold",
+            {**_EVERY, "threshold": Param(0.0, -1e30, 1e30), "units": Param(256, 1, 512)},
         ),
+        Builtin("mahalanobis", _FORWARD, "Mahalanobis distance of each layer's outputs to its first ones", dict(_EVERY)),
+        Builtin("deep-knn", _FORWARD, "distance of each layer's outputs to their nearest among its first ones", dict(_EVERY)),
+        Builtin("attn-entropy", ("on_attention",), "entropy of each head's attention rows", dict(_EVERY)),
+        Builtin("gradnorm", _GRAD, "norm and non-finite count of each parameter's gradient", dict(_EVERY)),
         Builtin(
-            "rms",
-            ("on_forward",),
-            "RMS, largest magnitude and non-finite count of each layer's output",
-            100_000,
-            dict(_EVERY),
+            "gradnoise",
+            _GRAD,
+            "gradient noise scale, from the products of successive gradients",
+            {**_EACH, "elements": Param(64, 1, 512)},
         ),
-        Builtin(
-            "attn-entropy",
-            ("on_attention",),
-            "entropy of each head's attention rows",
-            2_000_000,
-            dict(_EVERY),
-        ),
-        Builtin(
-            "gradnorm",
-            ("on_grad",),
-            "norm and non-finite count of each parameter's gradient",
-            50_000,
-            dict(_EVERY),
-        ),
+        Builtin("movement", _GRAD, "movement score of each parameter: whether its weights grow or shrink", dict(_EVERY)),
+        Builtin("sparsity", _GRAD, "share of each parameter's weights that are zero", dict(_EVERY)),
+        Builtin("pruned", ("on_prune",), "share of weights that a pruning took away, and any left that are not zero", dict(_EACH)),
+        Builtin("fisher", _SNAPSHOT, "diagonal of the Fisher information, from per-sample gradients", {**_EACH, **_WINDOWS}),
+        Builtin("jacobian", _SNAPSHOT, "norm of both models' Jacobians, and how far apart they are", {**_EACH, **_WINDOWS}),
+        Builtin("attn-kl", _SNAPSHOT, "KL of the teacher's attention from the student's", {**_EACH, **_WINDOWS}),
     )
-}
+}  # fmt: skip
 
 
 def names() -> list[str]:
@@ -168,7 +157,12 @@ def check(hook: str, prog: str, rights: Collection[str]) -> Admitted:
 
 def canonical(builtin: Builtin, params: dict[str, float]) -> str:
     """The program string with every parameter written out, so that a record of it stays complete."""
-    return ",".join([PREFIX + builtin.name, *(f"{key}={params[key]:g}" for key in sorted(params))])
+    return ",".join([PREFIX + builtin.name, *(f"{key}={_written(params[key])}" for key in sorted(params))])
+
+
+def _written(value: float) -> str:
+    """Exactly as `_value` reads it back; a whole number as one."""
+    return str(int(value)) if value == int(value) else repr(float(value))
 
 
 def _value(builtin: Builtin, key: str, text: str) -> float:

@@ -16,13 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter_ns
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from probes import attention, sites
+from probes import attention, isa, sites, sizes
 from probes.program import Context, Program
 from probes.sites import Hook
 from syscalls.errors import RecurosError
@@ -32,6 +32,8 @@ EvictionCallback = Callable[[int, str], None]
 """Called with the probe's id and the reason in words."""
 SITES_MAX = 65_536
 _EVENTS = tuple(kind for kind, ranges_over in sites.KINDS.items() if ranges_over is None)
+# These happen between steps and rarely: a cadence in steps would hit them by chance, so every one fires.
+_RARE = ("on_snapshot", "on_prune")
 
 
 class Attached:
@@ -50,11 +52,18 @@ class Attached:
         self.evicted = ""
         self.due = False
 
+    @property
+    def every(self) -> int:
+        """The cadence in steps."""
+        return 1 if self.hook.kind in _RARE else self.program.every
+
 
 class Site:
     """One hook site. An empty `programs` is the whole cost of a site that nobody watches."""
 
-    __slots__ = ("dispatcher", "full", "handle", "kind", "label", "name", "path", "plan", "programs", "reason", "role")
+    __slots__ = (
+        "dispatcher", "full", "handle", "kind", "label", "module", "name", "path", "plan", "programs", "reason", "role", "sizes"
+    )  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher | None, kind: str, role: str = "", name: str = "") -> None:
         self.dispatcher = dispatcher
@@ -68,6 +77,8 @@ class Site:
         self.plan: attention.Plan | None = None
         self.path = ""  # of an attention site: the path its last firing took
         self.reason = ""  # why this site cannot fire
+        self.module: nn.Module | Tensor | None = None
+        self.sizes: sizes.Sizes = {}  # of what it hands out, once that was seen
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         # A copied model (an EMA, a snapshot) is another model: its forward passes must not count as this one's.
@@ -91,7 +102,7 @@ class Site:
         """Post-accumulate hook of a parameter: its gradient is complete for this backward pass."""
         programs = self.programs
         if programs and self.dispatcher is not None:
-            self.dispatcher.run(self, programs, {"grad": parameter.grad})
+            self.dispatcher.run(self, programs, {"grad": parameter.grad, "param": parameter})
 
 
 class Dispatcher:
@@ -103,6 +114,7 @@ class Dispatcher:
         self._step = -1
         self._active = False
         self._started = False
+        self._seeing = False
         self._attached: dict[int, Attached] = {}
         self._detached: dict[int, Attached] = {}
         self._by_role: dict[str, dict[str, list[Site]]] = {}
@@ -131,6 +143,7 @@ class Dispatcher:
             if parameter.requires_grad and parameter.is_leaf:
                 site = Site(self, "on_grad", role, name)
                 site.handle = parameter.register_post_accumulate_grad_hook(site.on_grad)  # type: ignore[no-untyped-call]
+                site.module, site.sizes = parameter, sizes.of_matrix(parameter)
                 by_kind["on_grad"].append(site)
         self._check_count(role)
         for attached in self._attached.values():
@@ -143,7 +156,7 @@ class Dispatcher:
         for group in self._by_role.pop(role, {}).values():
             for site in group:
                 site.programs = ()
-                site.dispatcher = None
+                site.dispatcher = site.module = None
                 if site.handle is not None:
                     site.handle.remove()
         for attached in self._attached.values():
@@ -157,6 +170,23 @@ class Dispatcher:
     def describe(self) -> list[dict[str, str]]:
         """Each site with the path its attention took last ("" elsewhere) and the reason when it cannot fire."""
         return [{"site": s.full, "path": s.path, "reason": s.reason} for s in self._all_sites()]
+
+    def match(self, hook: str) -> tuple[list[str], sizes.Sizes, int]:
+        """The sites that `hook` selects, the largest size there of each dimension that is known, and the units that reading
+        them costs by itself. Raises what `attach` raises for a hook.
+        """
+        found = self._select(sites.parse(hook))
+        units = 0
+        for site in found:
+            if site.kind == "on_attention" and isinstance(site.module, nn.Module):
+                known = isa.REFERENCE_DIMS | site.sizes
+                units = max(units, sizes.attention_units(site.module, known, site.path))
+        return [site.full for site in found], sizes.largest(_sizes(site) for site in found), units
+
+    def seen(self, kind: str, role: str) -> sizes.Sizes:
+        """The largest sizes that any site of a kind has handed out so far; {} when none has fired."""
+        found = [site.sizes for site in self._by_role.get(role, {}).get(kind, []) if site.sizes]
+        return {symbol: max(row[symbol] for row in found) for symbol in found[0]} if found else {}
 
     # Programs
 
@@ -199,6 +229,8 @@ class Dispatcher:
                 for attached in group:
                     attached.due = due
         if self._detached:
+            for attached in self._detached.values():
+                attached.program.close()
             self._detached.clear()
 
     def wants(self, hook: str) -> bool:
@@ -222,6 +254,16 @@ class Dispatcher:
             yield
         finally:
             self._active = before
+
+    @contextmanager
+    def seeing(self) -> Iterator[None]:
+        """No program fires inside, but sites that have not fired yet learn their sizes: for a pass over made-up inputs."""
+        with self.quiet():
+            self._seeing = True
+            try:
+                yield
+            finally:
+                self._seeing = False
 
     # Reading
 
@@ -270,7 +312,11 @@ class Dispatcher:
     def run(self, site: Site, programs: tuple[Attached, ...], tensors: dict[str, Any]) -> None:
         """Run the due programs of a site. Modules called from inside a program fire nothing themselves."""
         if not self._active:
+            if self._seeing and programs[0] is _UNSEEN:
+                self._see(site, tensors)
             return
+        if programs[0] is _UNSEEN:
+            programs = self._see(site, tensors)
         for attached in programs:
             if attached.due:
                 break
@@ -289,6 +335,17 @@ class Dispatcher:
         finally:
             torch._C._set_grad_enabled(grad_before)
             self._active = True
+
+    @staticmethod
+    def _see(site: Site, tensors: dict[str, Any]) -> tuple[Attached, ...]:
+        """The first firing of a site tells its sizes; from then on it costs what an unwatched site costs."""
+        if "call" in tensors:
+            site.sizes = sizes.of_attention(tensors["call"], site.plan)
+            site.path = attention.EAGER if attention.eager(tensors["call"][-1]) is not None else attention.RECOMPUTE
+        elif isinstance(output := _first_tensor(tensors.get("output")), Tensor):
+            site.sizes = sizes.of_output(output)
+        site.programs = site.programs[1:]
+        return site.programs
 
     def _run_one(self, site: Site, attached: Attached, tensors: dict[str, Any]) -> None:
         started_ns = perf_counter_ns()
@@ -318,7 +375,7 @@ class Dispatcher:
         for site in found:
             site.programs = (*site.programs, attached)
         attached.sites = [site.full for site in found]
-        attached.due = self._started and self._step % attached.program.every == 0
+        attached.due = self._started and self._step % attached.every == 0
 
     def _remove(self, attached: Attached) -> None:
         attached.due = False
@@ -331,7 +388,7 @@ class Dispatcher:
         groups: dict[int, list[Attached]] = {}
         for attached in self._attached.values():
             if not attached.evicted:
-                groups.setdefault(attached.program.every, []).append(attached)
+                groups.setdefault(attached.every, []).append(attached)
         self._cadences = tuple((every, tuple(group)) for every, group in groups.items())
 
     def _select(self, where: Hook) -> list[Site]:
@@ -371,6 +428,7 @@ class Dispatcher:
 
     def _hook_layer(self, role: str, name: str, layer: nn.Module, compiled: bool) -> Site:
         site = Site(self, "on_forward", role, name)
+        site.module, site.programs = layer, (_UNSEEN,)
         if compiled:
             site.reason = "it is inside a compiled module"
         else:
@@ -379,6 +437,7 @@ class Dispatcher:
 
     def _hook_attention(self, role: str, name: str, layer: nn.Module, compiled: bool) -> Site:
         site = Site(self, "on_attention", role, name)
+        site.module, site.programs = layer, (_UNSEEN,)
         how = attention.plan(layer)
         if compiled:
             site.reason = "it is inside a compiled module"
@@ -417,6 +476,27 @@ class _AttentionReader:
         if self.site.plan is None:
             raise attention.AttentionUnavailableError("the module stopped returning its probabilities")
         return attention.recompute(module, self.site.plan, args, kwargs, output), attention.RECOMPUTE
+
+
+class _Unseen(Program):
+    """Stands first among the programs of a site whose tensors were not seen yet; it never fires."""
+
+    name, every, maps = "sizes", 1, {}
+
+    def fire(self, context: Context) -> None:
+        """Never called."""
+
+    def summary(self) -> dict[str, Any]:
+        """Nothing."""
+        return {}
+
+
+_UNSEEN: Final = Attached(0, Hook("on_forward"), _Unseen())
+
+
+def _sizes(site: Site) -> sizes.Sizes:
+    """What is known of a site: what was seen, else what its module declares."""
+    return site.sizes or (sizes.of_module(site.module) if isinstance(site.module, nn.Module) else {})
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module, bool]]:

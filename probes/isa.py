@@ -26,6 +26,11 @@ from typing import Any, Final
 
 import msgpack
 
+from probes.isa_helpers import HELPER_BY_NAME as HELPER_BY_NAME
+from probes.isa_helpers import HELPER_BY_NR as HELPER_BY_NR
+from probes.isa_helpers import HELPERS as HELPERS
+from probes.isa_helpers import Helper as Helper
+from probes.isa_helpers import Tier as Tier
 from syscalls.errors import RecurosError
 
 ISA_VERSION: Final = 1
@@ -44,6 +49,8 @@ MAP_CELLS_MAX: Final = 1 << 18
 """8-byte cells of one map, all sites together."""
 SITES_MAX: Final = 512
 """Rows of a per-site map; a site with a higher number is a counted drop."""
+FIELDS_MAX: Final = 256
+"""Named cells of one array."""
 NAME_CHARS_MAX: Final = 64
 HEADER_BYTES_MAX: Final = 64 << 10
 PROGRAM_BYTES_MAX: Final = INSTRUCTIONS_MAX * INSTRUCTION_BYTES + HEADER_BYTES_MAX + 64
@@ -201,10 +208,10 @@ OPS: Final[tuple[Op, ...]] = (
     # --- maps ----------------------------------------------------------------------------------------------------------
     _op(0x70, "MGET", (_F, _I), "d = the cell of key a; 0 when a hash does not hold it.", aux=_MAP, cost=8),
     _op(0x71, "MSET", (_N, _I, _F), "cell[a] = b; a NaN is counted and not stored.", aux=_MAP, cost=8),
-    _op(0x72, "MADD", (_N, _I, _F), "cell[a] += b; a NaN is counted and not added.", aux=_MAP, cost=8),
+    _op(0x72, "MADD", (_N, _I, _F), "cell[a] += b; a NaN is counted and not added, nor is what would make one (inf - inf).", aux=_MAP, cost=8),
     _op(0x73, "MINC", (_N, _I), "cell[a] += 1.", aux=_MAP, cost=8),
     _op(0x74, "MHIST", (_N, _N, _F), "Count b in the histogram's bin; NaN has a bin of its own.", aux=_MAP, cost=10),
-    _op(0x75, "EMIT", (_N, _I, _F), "Append (step, site, a, b) to the ring; a full ring counts a drop and keeps what it has.", aux=_MAP, cost=12),
+    _op(0x75, "EMIT", (_N, _I, _F), "Append (step, site, a, b) to the ring; a full ring counts a drop and keeps what it has; a NaN is counted and kept.", aux=_MAP, cost=12),
     _op(0x76, "MMAX", (_N, _I, _F), "cell[a] = the larger of cell[a] and b; a NaN is counted and not stored.", aux=_MAP, cost=8),
     # --- helpers -------------------------------------------------------------------------------------------------------
     _op(0x80, "CALL", (_F, _V, _V), "d = helper(a, b); b is 0 for a helper of one view.", aux=Operand.HELPER, cost=50),
@@ -299,6 +306,24 @@ class Contract:
         """The largest size of a dimension."""
         return self.dims_max.get(symbol, REFERENCE_DIMS[symbol])
 
+    def breach(self, shapes: Sequence[tuple[int, ...] | None]) -> tuple[str, int, int] | None:
+        """What of a firing's views is not as promised, one shape per view, None where it has none: ("rank" or a symbol, found, promised).
+
+        None when they keep to it. A symbol's promise is its largest size, or the size that it has in an earlier view.
+        """
+        sizes: dict[str, int] = {}
+        for view, shape in zip(self.views, shapes, strict=True):
+            if shape is None:
+                continue
+            if len(shape) != view.rank:
+                return "rank", len(shape), view.rank
+            for symbol, size in zip(view.dims, shape, strict=True):
+                if size > self.largest(symbol):
+                    return symbol, size, self.largest(symbol)
+                if sizes.setdefault(symbol, size) != size:
+                    return symbol, size, sizes[symbol]
+        return None
+
     def digest(self) -> str:
         """SHA-256 of the contract in hex: what a certificate is bound to."""
         symbols = sorted({s for view in self.views for s in view.dims})
@@ -324,8 +349,8 @@ class MapSpec:
     """A declared map.
 
     kind array: `size` double cells, keys 0 .. size-1 must be proved; `per_site`: such a row for each site (a per-layer array, or a
-    per-head array when the key is a head). hash: at most `size` keys of any value; a new key in a full one is a counted drop.
-    log2: bins for NaN, <= 0, and floor(log2 b) clamped into [-32, 31]; size is 1. linear: `size` bins over [low, high) and bins for
+    per-head array when the key is a head). hash: at most `size` keys of any value; a new key in a full one, or with no free slot
+    within reach, is a counted drop. log2: bins for NaN, <= 0, and floor(log2 b) clamped into [-32, 31]; size is 1. linear: `size` bins over [low, high) and bins for
     NaN, below and above. ring: `size` entries (step, site, tag, value). `label` says what a key is ("head", "bin", ...), for readers;
     `fields` names the cells of an array.
     """
@@ -349,143 +374,6 @@ class MapSpec:
     def cells_total(self) -> int:
         """8-byte cells of the whole map."""
         return self.cells * (SITES_MAX if self.per_site else 1)
-
-
-class Tier(enum.IntEnum):
-    """What a program may reach: the instructions alone, native helpers inside the step, helpers outside the step."""
-
-    PURE = 0
-    INLINE = 1
-    ASYNC = 2
-
-
-@dataclass(frozen=True, slots=True)
-class Helper:
-    """A native helper. `views`: rank of each view argument; `same_rows`: their first axes must be proved equal.
-
-    `cost` and `per_element`: declared units; `results`: names of the cells an asynchronous helper writes into its map.
-    """
-
-    nr: int
-    name: str
-    views: tuple[int, ...]
-    hooks: tuple[str, ...]
-    tier: Tier
-    doc: str
-    cost: int
-    per_element: int
-    rights: tuple[str, ...] = ("read-trace",)
-    same_rows: bool = False
-    results: tuple[str, ...] = ()
-
-
-_KD = ("on_kd_step",)
-HELPERS: Final[tuple[Helper, ...]] = (
-    Helper(
-        1,
-        "cosine",
-        (1, 1),
-        tuple(HOOK_VIEWS),
-        Tier.INLINE,
-        "cosine of the angle between two vectors of equal length; 0 when one is 0",
-        60,
-        3,
-        same_rows=True,
-    ),
-    Helper(
-        2,
-        "rkd_distance",
-        (2, 2),
-        _KD,
-        Tier.INLINE,
-        "RKD distance loss over at most 64 evenly chosen rows",
-        400_000,
-        2,
-        same_rows=True,
-    ),
-    Helper(
-        3,
-        "rkd_angle",
-        (2, 2),
-        _KD,
-        Tier.INLINE,
-        "RKD angle loss over at most 32 evenly chosen rows",
-        600_000,
-        2,
-        same_rows=True,
-    ),
-    Helper(
-        16,
-        "cka",
-        (2, 2),
-        _KD,
-        Tier.ASYNC,
-        "unbiased linear CKA, streamed",
-        3_000,
-        2,
-        same_rows=True,
-        results=("xy", "xx", "yy", "batches", "rows", "short", "nonfinite"),
-    ),
-    Helper(
-        17,
-        "svcca",
-        (2, 2),
-        _KD,
-        Tier.ASYNC,
-        "SVCCA over a bounded reservoir of rows",
-        3_000,
-        2,
-        same_rows=True,
-        results=("svcca", "rows"),
-    ),
-    Helper(
-        18,
-        "pwcca",
-        (2, 2),
-        _KD,
-        Tier.ASYNC,
-        "PWCCA over a bounded reservoir of rows",
-        3_000,
-        2,
-        same_rows=True,
-        results=("pwcca", "rows"),
-    ),
-    Helper(
-        19,
-        "mahalanobis",
-        (2,),
-        ("on_forward",),
-        Tier.ASYNC,
-        "mean Mahalanobis distance of rows to a Ledoit-Wolf fit of earlier ones",
-        3_000,
-        2,
-        results=("distance", "threshold", "outliers", "rows"),
-    ),
-    Helper(
-        20,
-        "deep_knn",
-        (2,),
-        ("on_forward",),
-        Tier.ASYNC,
-        "mean distance of rows to their k nearest among a bounded bank",
-        3_000,
-        2,
-        results=("distance", "credibility", "rows"),
-    ),
-    Helper(
-        21,
-        "fisher",
-        (2,),
-        ("on_grad",),
-        Tier.ASYNC,
-        "diagonal of squared gradients, summarised",
-        3_000,
-        2,
-        results=("trace", "max", "batches"),
-    ),
-)
-HELPER_BY_NR: Final[dict[int, Helper]] = {h.nr: h for h in HELPERS}
-HELPER_BY_NAME: Final[dict[str, Helper]] = {h.name: h for h in HELPERS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -558,6 +446,38 @@ def digest(data: bytes) -> str:
 
 def decode(data: bytes) -> Bytecode:
     """Inverse of `encode`. E8-ENCODING says what is malformed; E9-VERSION names both ISA versions. Memory is bounded by `data`."""
+    program = Decoding(data).step(INSTRUCTIONS_MAX)
+    assert program is not None
+    return program
+
+
+class Decoding:
+    """`decode` in slices, for a caller that may not be busy for long. The constructor checks all but the instructions."""
+
+    def __init__(self, data: bytes) -> None:
+        self._body, self._at, self._header = _open(data)
+        self._code: list[Instruction] = []
+
+    def step(self, instructions: int) -> Bytecode | None:
+        """Read that many instructions more; the program when they were the last."""
+        header, last = self._header, min(len(self._code) + instructions, self._header["count"])
+        for pc in range(len(self._code), last):
+            self._code.append(decode_instruction(self._body, self._at + pc * INSTRUCTION_BYTES, pc))
+        if last < header["count"]:
+            return None
+        return Bytecode(
+            name=header["name"],
+            hook=header["hook"],
+            every=header["every"],
+            maps=header["maps"],
+            code=tuple(self._code),
+            lines=tuple(header["lines"]),
+            source=header["source"],
+        )
+
+
+def _open(data: bytes) -> tuple[bytes, int, dict[str, Any]]:
+    """The checked body, where its instructions begin, and the header with their count."""
     if len(data) > PROGRAM_BYTES_MAX:
         raise _bad(f"{len(data)} bytes; the limit is {PROGRAM_BYTES_MAX}")
     if len(data) < _PREFIX.size + 32 or data[:4] != MAGIC:
@@ -577,22 +497,10 @@ def decode(data: bytes) -> Bytecode:
     code_at = _PREFIX.size + header_bytes
     if zero or header_bytes > HEADER_BYTES_MAX or code_at > len(body) or (len(body) - code_at) % INSTRUCTION_BYTES:
         raise _bad("its lengths do not add up")
-    header = _header(body[_PREFIX.size : code_at])
     count = (len(body) - code_at) // INSTRUCTION_BYTES
     if not 0 < count <= INSTRUCTIONS_MAX:
         raise _bad(f"{count} instructions; there must be 1 to {INSTRUCTIONS_MAX}")
-    code = tuple(decode_instruction(body, code_at + i * INSTRUCTION_BYTES, i) for i in range(count))
-    if header["lines"] and len(header["lines"]) != count:
-        raise _bad(f"{len(header['lines'])} line numbers for {count} instructions")
-    return Bytecode(
-        name=header["name"],
-        hook=header["hook"],
-        every=header["every"],
-        maps=header["maps"],
-        code=code,
-        lines=tuple(header["lines"]),
-        source=header["source"],
-    )
+    return body, code_at, {**_header(body[_PREFIX.size : code_at], count), "count": count}
 
 
 def decode_instruction(data: bytes, at: int, pc: int) -> Instruction:
@@ -626,7 +534,7 @@ _BOUNDS: Final[dict[Operand, int]] = {
 }
 
 
-def _header(data: bytes) -> dict[str, Any]:
+def _header(data: bytes, count: int) -> dict[str, Any]:
     try:
         header = msgpack.unpackb(data, max_ext_len=0)
     except (ValueError, TypeError, RecursionError, msgpack.UnpackException) as e:
@@ -641,6 +549,8 @@ def _header(data: bytes) -> dict[str, Any]:
         raise _bad(f"it is called {header['name']!r:.80} and names the hook {header['hook']!r:.80}")
     if type(header["every"]) is not int or not 1 <= header["every"] <= EVERY_MAX:
         raise _bad(f"every = {header['every']!r:.40}; it must be 1 to {EVERY_MAX} steps")
+    if len(header["lines"]) not in (0, count):
+        raise _bad(f"{len(header['lines'])} line numbers for {count} instructions")
     if not all(type(line) is int and 0 <= line < 1 << 31 for line in header["lines"]):
         raise _bad("its line numbers are not all numbers")
     header["maps"] = _maps(header["maps"])
@@ -658,7 +568,9 @@ def _maps(rows: Sequence[Any]) -> tuple[MapSpec, ...]:
 
 def _map(row: Any) -> MapSpec:
     match row:
-        case [str(name), str(kind), int(size), bool(per_site), float(low), float(high), str(label), list(fields)]:
+        case [str(name), str(kind), int(size), bool(per_site), float(low), float(high), str(label), list(fields)] if (
+            len(fields) <= FIELDS_MAX
+        ):
             pass
         case _:
             raise _bad(f"a map is declared as {row!r:.120}")

@@ -8,8 +8,9 @@ Refuses: access to modules, optimizers and gradients' graphs; a program sees the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -52,6 +53,21 @@ class Context:
         found = self._tensors.get(name)
         return self._hand_out(name, found) if isinstance(found, Tensor) else None
 
+    def peek(self, name: str) -> Tensor | None:
+        """A tensor of this hook as it is, for readers that go by its address and so cannot write into it by mistake."""
+        found = self._tensors.get(name)
+        return found if isinstance(found, Tensor) else None
+
+    def listed(self, name: str) -> Sequence[Pair]:
+        """The (name, tensor, tensor) rows of an event, as they are: `hidden` of on_kd_step, `pruned` of on_prune."""
+        rows: Sequence[Pair] = self._tensors.get(name) or ()
+        return rows
+
+    def number(self, name: str) -> float:
+        """A figure of this event, such as `temperature`; NaN when it has none."""
+        found = self._tensors.get(name)
+        return float(found) if isinstance(found, int | float) else math.nan
+
     def pairs(self) -> list[Pair]:
         """The mapped hidden states of `on_kd_step`, student beside teacher."""
         return [
@@ -91,6 +107,9 @@ class Program(ABC):
     @abstractmethod
     def fire(self, context: Context) -> None:
         """Read the context's tensors; runs without autograd, must not draw random numbers, may raise (and is evicted)."""
+
+    def close(self) -> None:  # noqa: B027 - most hold nothing
+        """The probe is detached and nobody reads its maps any more: let go of what the collector cannot see."""
 
     @abstractmethod
     def summary(self) -> dict[str, Any]:

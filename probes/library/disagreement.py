@@ -3,52 +3,47 @@
     disagreement = share of rows where argmax p_S differs from argmax p_T
     KL = mean over rows of sum_k p_T,k (log p_T,k - log p_S,k), in nats, at temperature 1
 
-Sources: Stanton et al. 2021, equations 6 and 7 (agreement and fidelity); Hinton et al. 2015 for the direction of the KL.
-Refuses: student and teacher with different class counts (it is evicted with both sizes named).
+Sources: Stanton et al. 2021, equations 6 and 7 (agreement and fidelity); Hinton et al. 2015 for the direction of the KL. Rows whose
+KL is not finite count as `nonfinite`, rows labelled -100 are left out. Logits of different class counts are not what the hook
+promises: the probe is evicted with both sizes named.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from probes.library.source import ROWS_CHOSEN, Document, Figures, Source, fields
 
-import torch
+TEXT = f'''
+"""How far the student is from the teacher: different answers, and KL."""
+hook("on_kd_step", every=25)
 
-from probes.library.rows import take, valid
-from probes.maps import Array
-from probes.program import Context, Program
+ROWS = 1024
+
+totals = map.array(fields=("rows", "differ", "kl", "nonfinite"))
 
 
-class Disagreement(Program):
-    """Map `totals`: rows, differing rows, sum of KL. Rows with a NaN count in the map's NaNs."""
+def probe(student, teacher, labels):
+{ROWS_CHOSEN}
+    for k in range(min(n, ROWS)):
+        i = k * stride % n
+        if 0 <= i < student.shape[0] and labels[i] >= 0:
+            divergence = kl_logits(teacher[i], student[i])
+            if isfinite(divergence):
+                totals["rows"] += 1
+                totals["kl"] += divergence
+                if argmax(student[i]) != argmax(teacher[i]):
+                    totals["differ"] += 1
+            else:
+                totals["nonfinite"] += 1
+'''
 
-    def __init__(self, every: int, rows: int) -> None:
-        self.name = "builtin:disagreement"
-        self.every = every
-        self.rows = rows
-        self.totals = Array(3)
-        self.maps = {"totals": self.totals}
 
-    def fire(self, context: Context) -> None:
-        """Fold the batch's valid rows into the totals."""
-        student, teacher = context.tensor("student_logits"), context.tensor("teacher_logits")
-        if student.shape != teacher.shape:
-            raise ValueError(f"student logits {tuple(student.shape)} against teacher logits {tuple(teacher.shape)}")
-        index = valid(student, context.get("labels"), self.rows)
-        width = student.shape[-1]
-        log_s = torch.log_softmax(take(student, index, width), dim=-1)
-        log_t = torch.log_softmax(take(teacher, index, width), dim=-1)
-        p_t = log_t.exp()
-        # A class that the teacher excludes (p = 0, log p = -inf) adds nothing; as a plain product it would be NaN.
-        kl = torch.where(p_t == 0, 0, p_t * (log_t - log_s)).double().sum(-1)
-        finite = kl.isfinite()
-        differ = (log_s.argmax(-1) != log_t.argmax(-1))[finite]
-        counts = torch.stack((finite.sum(), differ.sum())).tolist()
-        self.totals.add_all((*counts, float(kl[finite].sum())))
-        self.totals.nans += len(kl) - counts[0]
+def summary(document: Document) -> Figures:
+    """{"disagreement", "kl", "rows", "status"}; None until a row was seen."""
+    held = fields(document, "totals")
+    rows = held["rows"]
+    if not rows:
+        return {"disagreement": None, "kl": None, "rows": 0, "status": "no finite row yet"}
+    return {"disagreement": held["differ"] / rows, "kl": held["kl"] / rows, "rows": int(rows), "status": "ok"}
 
-    def summary(self) -> dict[str, Any]:
-        """{"disagreement", "kl", "rows"}; None until a row was seen."""
-        rows, differ, kl = self.totals.values
-        if not rows:
-            return {"disagreement": None, "kl": None, "rows": 0, "status": "no finite row yet"}
-        return {"disagreement": differ / rows, "kl": kl / rows, "rows": int(rows), "status": "ok"}
+
+SOURCE = Source("disagreement", TEXT, summary)

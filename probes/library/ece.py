@@ -4,78 +4,79 @@
     NLL = mean -log p_y;  Brier = mean sum_k (p_k - [k = y])^2
 
 Sources: Guo et al. 2017, equation 3 (15 bins); Brier 1950. A report, not a loss: hard bins give gradients to confidences
-only. On `on_kd_step` it sees training rows; held-out calibration is the evaluation task's.
-Refuses: rows without a hard label (counted `skipped`).
+only. On `on_kd_step` it sees training rows; held-out calibration is the evaluation task's. Rows without a hard label count as `skipped`,
+rows with NaN as `nonfinite`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from probes.library.source import ROWS_CHOSEN, Document, Figures, Source, fields, values
 
-import torch
+TEXT = f'''
+"""Calibration of the student: reliability bins, NLL, Brier score."""
+hook("on_kd_step", every=25)
 
-from probes.library.rows import is_hard, take, valid
-from probes.maps import Array
-from probes.program import Context, Program
+ROWS = 1024
+BINS = 15
 
-_TOTALS = ("rows", "correct", "nll", "brier", "skipped")
+count = map.array(BINS, label="bin")
+confidence = map.array(BINS, label="bin")
+correct = map.array(BINS, label="bin")
+totals = map.array(fields=("rows", "correct", "nll", "brier", "skipped", "nonfinite"))
 
 
-class Ece(Program):
-    """Maps: per-bin arrays `count`, `confidence` (sum), `correct`; array `totals` = rows, correct, nll, brier, skipped."""
+def probe(student, labels):
+{ROWS_CHOSEN}
+    for k in range(min(n, ROWS)):
+        i = k * stride % n
+        if 0 <= i < student.shape[0]:
+            label = int(labels[i])
+            row = student[i]
+            if 0 <= label < row.shape[0]:
+                own = row[label]
+                whole = lse(row)
+                top = exp(max(row) - whole)
+                if isfinite(top) and isfinite(own - whole):
+                    square = 0.0
+                    for c in range(row.shape[0]):
+                        p = exp(row[c] - whole)
+                        square += p * p
+                    hit = float(argmax(row) == label)
+                    # (lo, hi]: a confidence on an edge belongs to the bin below it.
+                    which = clip(-int(floor(-top * BINS)) - 1, 0, BINS - 1)
+                    count[which] += 1
+                    confidence[which] += top
+                    correct[which] += hit
+                    totals["rows"] += 1
+                    totals["correct"] += hit
+                    totals["nll"] += whole - own
+                    # sum_k (p_k - y_k)^2 = sum_k p_k^2 - 2 p_y + 1
+                    totals["brier"] += square - 2 * exp(own - whole) + 1
+                else:
+                    totals["nonfinite"] += 1
+            else:
+                totals["skipped"] += 1
+'''
 
-    def __init__(self, every: int, rows: int, bins: int) -> None:
-        self.name = "builtin:ece"
-        self.every = every
-        self.rows = rows
-        self.bins = bins
-        self.count, self.confidence, self.correct = Array(bins), Array(bins), Array(bins)
-        self.totals = Array(len(_TOTALS))
-        self.maps = {
-            "count": self.count,
-            "confidence": self.confidence,
-            "correct": self.correct,
-            "totals": self.totals,
-        }
 
-    def fire(self, context: Context) -> None:
-        """Fold the batch's labelled rows into the bins."""
-        logits, labels = context.tensor("student_logits"), context.get("labels")
-        if labels is None or not is_hard(logits, labels):
-            self.totals.add(_TOTALS.index("skipped"), logits.numel() // logits.shape[-1])
-            return
-        index = valid(logits, labels, self.rows)
-        log_p = torch.log_softmax(take(logits, index, logits.shape[-1]), dim=-1)
-        target = labels.reshape(-1) if index is None else labels.reshape(-1)[index]
-        p = log_p.exp()
-        top, predicted = p.max(dim=-1)
-        # (lo, hi]: a confidence on an edge belongs to the bin below it; NaN rows go to the NaN count of each map.
-        finite = top.isfinite()
-        which = (torch.ceil(top.nan_to_num(0.0) * self.bins).long() - 1).clamp_(0, self.bins - 1)[finite]
-        hit = (predicted == target).double()
-        for held, weight in ((self.count, torch.ones_like(hit)), (self.confidence, top.double()), (self.correct, hit)):
-            held.add_all(torch.bincount(which, weights=weight[finite], minlength=self.bins).tolist())
-            held.nans += int((~finite).sum())
-        own = log_p.gather(1, target[:, None]).squeeze(1).double()
-        # sum_k (p_k - y_k)^2 = sum_k p_k^2 - 2 p_y + 1, without building the one-hot rows.
-        brier = p.double().square().sum(-1) - 2 * own.exp() + 1
-        sums = torch.stack((hit[finite].sum(), -own[finite].sum(), brier[finite].sum()))
-        self.totals.add_all((float(finite.sum()), *sums.tolist(), 0.0))
+def summary(document: Document) -> Figures:
+    """{"ece", "nll", "brier", "accuracy", "confidence", "rows"}; None until a labelled row was seen."""
+    totals = fields(document, "totals")
+    n = totals["rows"]
+    if not n:
+        empty = dict.fromkeys(("ece", "nll", "brier", "accuracy", "confidence"))
+        return {**empty, "rows": 0, "status": "no row with a hard label yet"}
+    confidence = values(document, "confidence")
+    gaps = (abs(a - b) for a, b in zip(values(document, "correct"), confidence, strict=True))
+    return {
+        "ece": sum(gaps) / n,
+        "nll": totals["nll"] / n,
+        "brier": totals["brier"] / n,
+        "accuracy": totals["correct"] / n,
+        "confidence": sum(confidence) / n,
+        "rows": int(n),
+        "status": "ok",
+    }
 
-    def summary(self) -> dict[str, Any]:
-        """{"ece", "nll", "brier", "accuracy", "confidence", "rows"}; None until a labelled row was seen."""
-        totals = dict(zip(_TOTALS, self.totals.values, strict=True))
-        n = totals["rows"]
-        if not n:
-            empty = dict.fromkeys(("ece", "nll", "brier", "accuracy", "confidence"))
-            return {**empty, "rows": 0, "status": "no row with a hard label yet"}
-        gaps = (abs(a - b) for a, b in zip(self.correct.values, self.confidence.values, strict=True))
-        return {
-            "ece": sum(gaps) / n,
-            "nll": totals["nll"] / n,
-            "brier": totals["brier"] / n,
-            "accuracy": totals["correct"] / n,
-            "confidence": sum(self.confidence.values) / n,
-            "rows": int(n),
-            "status": "ok",
-        }
+
+SOURCE = Source("ece", TEXT, summary)

@@ -1,69 +1,52 @@
 """Predictive entropy of student and teacher, H = -sum_k p_k log p_k in nats (Shannon 1948), at temperature 1.
 
-Means, and histograms of H / log C in 20 bins over [0, 1], so that a mid-entropy band can be chosen from what was seen.
-Refuses: nothing it is given; without teacher logits it reports the student alone.
+Means, and histograms of H / log C in 20 bins over [0, 1], so that a mid-entropy band can be chosen from what was seen. Rows whose
+label is -100 are left out; a row with NaN counts in the histogram's NaN bin.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
+from probes.library.source import ROWS_CHOSEN, Document, Figures, Source, fields, ratio
 
-import torch
-from torch import Tensor
+TEXT = f'''
+"""Predictive entropy of student and teacher."""
+hook("on_kd_step", every=25)
 
-from probes.library.rows import take, valid
-from probes.maps import Array, Histogram
-from probes.program import Context, Program
+ROWS = 1024
 
-SIDES = ("student", "teacher")
-BINS = 20
-
-
-class Entropy(Program):
-    """Maps: array `totals` = student rows, student sum, teacher rows, teacher sum; histograms `student`, `teacher`."""
-
-    def __init__(self, every: int, rows: int) -> None:
-        self.name = "builtin:entropy"
-        self.every = every
-        self.rows = rows
-        self.totals = Array(4)
-        self.histograms = {side: Histogram(BINS, 0.0, 1.0) for side in SIDES}
-        self.maps = {"totals": self.totals, **self.histograms}
-
-    def fire(self, context: Context) -> None:
-        """Fold the batch's valid rows into the totals and histograms."""
-        student = context.tensor("student_logits")
-        index = valid(student, context.get("labels"), self.rows)
-        self._fold(0, student, index)
-        teacher = context.get("teacher_logits")
-        if teacher is not None:
-            self._fold(1, teacher, index)
-
-    def _fold(self, side: int, logits: Tensor, index: Tensor | None) -> None:
-        width = logits.shape[-1]
-        entropy = entropy_of(take(logits, index, width))
-        finite = entropy.isfinite()
-        self.totals.add(2 * side, float(finite.sum()))
-        self.totals.add(2 * side + 1, float(entropy[finite].double().sum()))
-        # The last bin includes H = log C, which rounding may even exceed.
-        share = entropy[finite] / math.log(max(width, 2))
-        which = (share * BINS).long().clamp_(0, BINS - 1)
-        counts = torch.bincount(which, minlength=BINS).tolist()
-        self.histograms[SIDES[side]].add_counts(counts, nans=len(entropy) - len(which))
-
-    def summary(self) -> dict[str, Any]:
-        """{"student", "teacher"}: mean entropy in nats, or None; "rows"."""
-        student_rows, student, teacher_rows, teacher = self.totals.values
-        return {
-            "student": student / student_rows if student_rows else None,
-            "teacher": teacher / teacher_rows if teacher_rows else None,
-            "rows": int(student_rows),
-        }
+totals = map.array(fields=("student_rows", "student", "teacher_rows", "teacher"))
+student_share = map.linear(0.0, 1.0, 20)
+teacher_share = map.linear(0.0, 1.0, 20)
 
 
-def entropy_of(logits: Tensor) -> Tensor:
-    """Entropy in nats of each row of [n, C] logits."""
-    log_p = torch.log_softmax(logits, dim=-1)
-    # p log p is 0 at p = 0, where the product of 0 and -inf would be NaN.
-    return -(log_p.exp() * log_p.clamp(min=torch.finfo(log_p.dtype).min)).sum(-1)
+def probe(student, teacher, labels):
+{ROWS_CHOSEN}
+    # The last bin includes H = log C, which rounding may even exceed.
+    scale = log(float(max(student.shape[1], 2)))
+    for k in range(min(n, ROWS)):
+        i = k * stride % n
+        if 0 <= i < student.shape[0] and labels[i] >= 0:
+            of_student = entropy_logits(student[i])
+            if isfinite(of_student):
+                totals["student_rows"] += 1
+                totals["student"] += of_student
+            student_share.add(min(of_student / scale, 0.9999999999999999))
+            of_teacher = entropy_logits(teacher[i])
+            if isfinite(of_teacher):
+                totals["teacher_rows"] += 1
+                totals["teacher"] += of_teacher
+            teacher_share.add(min(of_teacher / scale, 0.9999999999999999))
+'''
+
+
+def summary(document: Document) -> Figures:
+    """{"student", "teacher"}: mean entropy in nats, or None; "rows"."""
+    held = fields(document, "totals")
+    return {
+        "student": ratio(held["student"], held["student_rows"]),
+        "teacher": ratio(held["teacher"], held["teacher_rows"]),
+        "rows": int(held["student_rows"]),
+    }
+
+
+SOURCE = Source("entropy", TEXT, summary)

@@ -92,10 +92,11 @@ RIGHTS = ("attach-probe", "read-trace")
 
 
 def test_catalogue_admits_a_builtin_and_writes_out_every_parameter():
-    admitted = catalogue.check("on_kd_step", "builtin:cka,every=10", RIGHTS)
-    assert admitted.prog == "builtin:cka,decay=1,every=10,rows=256"
+    admitted = catalogue.check("on_kd_step", "builtin:ece,every=10", RIGHTS)
+    assert admitted.prog == "builtin:ece,bins=15,every=10,rows=1024"
     assert catalogue.check("on_kd_step", admitted.prog, RIGHTS) == admitted
-    assert admitted.cost_ns_per_step == admitted.builtin.cost_ns / 10
+    assert catalogue.check("on_kd_step", "builtin:ece,every=1000000", RIGHTS).prog.endswith("every=1000000,rows=1024")
+    assert catalogue.check("on_forward", "builtin:dead-units,threshold=0.1", RIGHTS).params["threshold"] == 0.1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,8 @@ def test_catalogue_admits_a_builtin_and_writes_out_every_parameter():
         ("on_kd_step", "builtin:cka", (), "E5-DENIED", "attach-probe"),
         ("on_kd_step", "builtin:ece,bins=1000", RIGHTS, "E2-LIMIT", "2..100"),
         ("on_kd_step", "builtin:ece,bins=x", RIGHTS, "E2-USAGE", "integer"),
-        ("on_kd_step", "builtin:cka,decay=nan", RIGHTS, "E2-LIMIT", "0..1"),
+        ("on_forward", "builtin:dead-units,threshold=nan", RIGHTS, "E2-LIMIT", "-1e+30..1e+30"),
+        ("on_kd_step", "builtin:cka,decay=1", RIGHTS, "E2-USAGE", "every"),
         ("on_kd_step", "builtin:ece,bin=3", RIGHTS, "E2-USAGE", "bins"),
         ("on_kd_step", "builtin:ece,every=0", RIGHTS, "E2-LIMIT", "every"),
         ("nope", "builtin:ece", RIGHTS, "E4-HOOK", "on_kd_step"),
@@ -124,7 +126,7 @@ def test_catalogue_refuses_with_the_code_and_the_way_out(hook, prog, rights, cod
 def test_catalogue_and_library_hold_the_same_names():
     from probes import library
 
-    assert set(library.FACTORIES) == set(catalogue.BUILTINS)
+    assert set(library.SOURCES) == set(catalogue.BUILTINS)
     for name, builtin in catalogue.BUILTINS.items():
         program = library.build(f"builtin:{name}", every=7)
         assert program.name == f"builtin:{name}"

@@ -1,0 +1,17 @@
+# FNEG of everything odd.
+.name fneg
+.hook on_forward
+.map h log2 1
+CTXF f0, temperature
+FCONST f1, -inf
+FCONST f2, -0.0
+FCONST f3, 1e300
+FNEG f4, f0
+FNEG f5, f1
+FNEG f6, f2
+FNEG f7, f3
+MHIST f4, @h
+MHIST f5, @h
+MHIST f6, @h
+MHIST f7, @h
+EXIT

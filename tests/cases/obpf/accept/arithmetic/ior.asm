@@ -1,0 +1,17 @@
+# IOR at the ends of 64 bits.
+.name ior
+.hook on_forward
+.map m hash 4
+ICONST i0, -9223372036854775808
+ICONST i1, 9223372036854775807
+CTXI i2, step
+ICONST i3, -1
+IOR i4, i0, i1
+IOR i5, i2, i0
+IOR i6, i0, i3
+IOR i7, i3, i2
+MINC i4, @m
+MINC i5, @m
+MINC i6, @m
+MINC i7, @m
+EXIT

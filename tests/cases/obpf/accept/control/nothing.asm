@@ -1,0 +1,4 @@
+# A program that does nothing.
+.name nothing
+.hook on_forward
+EXIT

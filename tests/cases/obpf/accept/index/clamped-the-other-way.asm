@@ -1,0 +1,16 @@
+# max(min(i, n - 1), 0) from a float.
+.name clamped_the_other_way
+.hook on_forward
+VARG v0, x
+DIM i0, v0, 0
+IF i0
+  MEAN f0, v0
+  F2I i1, f0
+  ICONST i2, 1
+  ISUB i3, i0, i2
+  IMIN i1, i1, i3
+  ICONST i4, 0
+  IMAX i1, i1, i4
+  ROW v1, v0, i1
+ENDIF
+EXIT

@@ -1,0 +1,13 @@
+# |f| up to 7.
+.name absolute
+.hook on_forward
+.map m array 8
+CTXF f0, temperature
+FCONST f1, -7.0
+FCONST f2, 7.0
+FMAX f0, f0, f1
+FMIN f0, f0, f2
+FABS f0, f0
+F2I i0, f0
+MINC i0, @m
+EXIT

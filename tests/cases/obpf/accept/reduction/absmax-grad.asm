@@ -1,0 +1,9 @@
+# ABSMAX of grad, kept in an array.
+.name absmax_grad
+.hook on_grad
+.map m array 1
+VARG v0, grad
+ABSMAX f0, v0
+ICONST i0, 0
+MSET i0, f0, @m
+EXIT

@@ -1,0 +1,9 @@
+# ENTROPYL of mask, kept in an array.
+.name entropyl_prune
+.hook on_prune
+.map m array 1
+VARG v0, mask
+ENTROPYL f0, v0
+ICONST i0, 0
+MSET i0, f0, @m
+EXIT

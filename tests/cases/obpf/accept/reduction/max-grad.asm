@@ -1,0 +1,9 @@
+# MAX of grad, kept in an array.
+.name max_grad
+.hook on_grad
+.map m array 1
+VARG v0, grad
+MAX f0, v0
+ICONST i0, 0
+MSET i0, f0, @m
+EXIT

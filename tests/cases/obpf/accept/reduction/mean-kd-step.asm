@@ -1,0 +1,9 @@
+# MEAN of student, kept in an array.
+.name mean_kd_step
+.hook on_kd_step
+.map m array 1
+VARG v0, student
+MEAN f0, v0
+ICONST i0, 0
+MSET i0, f0, @m
+EXIT

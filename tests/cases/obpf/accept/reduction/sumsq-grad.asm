@@ -1,0 +1,9 @@
+# SUMSQ of param, kept in an array.
+.name sumsq_grad
+.hook on_grad
+.map m array 1
+VARG v0, param
+SUMSQ f0, v0
+ICONST i0, 0
+MSET i0, f0, @m
+EXIT

@@ -1,0 +1,9 @@
+# SUMSQ of teacher, kept in an array.
+.name sumsq_kd_step
+.hook on_kd_step
+.map m array 1
+VARG v0, teacher
+SUMSQ f0, v0
+ICONST i0, 0
+MSET i0, f0, @m
+EXIT

@@ -1,0 +1,3 @@
+; the smallest program
+.hook on_snapshot
+EXIT

@@ -1,0 +1,10 @@
+# error 10:9 no function eval
+hook("on_forward:student/*")
+m = map.array(8)
+h = map.log2()
+ring = map.ring()
+named = map.array(fields=("sum", "count"))
+
+
+def probe(x):
+    s = eval("1")

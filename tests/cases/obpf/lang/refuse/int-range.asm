@@ -1,0 +1,3 @@
+# error 3:12 '9223372036854775808' is no whole number from -9223372036854775808 to 
+.hook on_kd_step
+ICONST i0, 9223372036854775808

@@ -1,0 +1,2 @@
+# error 1:1 the program names no hook
+EXIT

@@ -1,0 +1,10 @@
+# error 10:16 only the first axis is sliced
+hook("on_forward:student/*")
+m = map.array(8)
+h = map.log2()
+ring = map.ring()
+named = map.array(fields=("sum", "count"))
+
+
+def probe(x):
+    m[0] = sum(x[:, 0:2])

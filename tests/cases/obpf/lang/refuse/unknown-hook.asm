@@ -1,0 +1,3 @@
+# error 2:7 no hook 'on_backward'
+.hook on_backward
+EXIT

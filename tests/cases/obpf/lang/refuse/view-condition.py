@@ -1,0 +1,11 @@
+# error 10:8 a view stands where a number has to be
+hook("on_forward:student/*")
+m = map.array(8)
+h = map.log2()
+ring = map.ring()
+named = map.array(fields=("sum", "count"))
+
+
+def probe(x):
+    if x:
+        pass

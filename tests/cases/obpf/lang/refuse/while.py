@@ -1,0 +1,11 @@
+# error 10:5 `while` is refused: it may never end, so the cost of a firing could no
+hook("on_forward:student/*")
+m = map.array(8)
+h = map.log2()
+ring = map.ring()
+named = map.array(fields=("sum", "count"))
+
+
+def probe(x):
+    while step:
+        m[0] = 1

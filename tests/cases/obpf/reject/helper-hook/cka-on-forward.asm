@@ -1,0 +1,8 @@
+# cka does not belong to on_forward.
+# expect: E8-VERIFY:helper-hook pc=1 line=7
+.name cka_on_forward
+.hook on_forward
+.map m array 7 per_site
+VARG v0, x
+CALL_ASYNC v0, v0, cka, @m
+EXIT

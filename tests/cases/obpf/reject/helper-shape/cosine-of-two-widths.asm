@@ -1,0 +1,13 @@
+# Vectors of different length.
+# expect: E8-VERIFY:helper-shape pc=6 line=11
+.name cosine_of_two_widths
+.hook on_kd_step
+VARG v0, hs
+VARG v1, ht
+DIM i0, v0, 0
+FOR i1, i0
+  ROW v2, v0, i1
+  ROW v3, v1, i1
+  CALL f0, v2, v3, cosine
+ENDFOR
+EXIT

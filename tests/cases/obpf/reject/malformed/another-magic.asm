@@ -1,0 +1,9 @@
+# Another magic.
+# expect: E8-ENCODING
+# patch: magic=ELF!
+.name another_magic
+.hook on_forward
+ICONST i0, 1
+IADD i1, i0, i0
+FCONST f0, 1.5
+EXIT

@@ -1,0 +1,9 @@
+# One flipped bit of the checksum.
+# expect: E8-ENCODING
+# patch: flip=-1
+.name one_bit_in_the_checksum
+.hook on_forward
+ICONST i0, 1
+IADD i1, i0, i0
+FCONST f0, 1.5
+EXIT

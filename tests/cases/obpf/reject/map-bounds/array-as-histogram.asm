@@ -1,0 +1,8 @@
+# Binning into an array.
+# expect: E8-VERIFY:map-kind pc=1 line=7
+.name array_as_histogram
+.hook on_forward
+.map m array 8
+FCONST f0, 1.0
+MHIST f0, @m
+EXIT

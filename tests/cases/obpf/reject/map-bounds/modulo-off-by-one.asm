@@ -1,0 +1,10 @@
+# key % 9 in an array of 8.
+# expect: E8-VERIFY:map-key pc=3 line=9
+.name modulo_off_by_one
+.hook on_forward
+.map m array 8
+CTXI i0, step
+ICONST i1, 9
+IMOD i0, i0, i1
+MINC i0, @m
+EXIT

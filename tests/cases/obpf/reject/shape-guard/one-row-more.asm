@@ -1,0 +1,16 @@
+# One row more than the contract: cells were proved for 8 rows.
+# dims: rows=8 width=4
+# run: x=9x4
+# observe: refused rows 9 8
+.name one_row_more
+.hook on_forward
+.map m array 8
+VARG v0, x
+DIM i0, v0, 0
+FCONST f1, 1.0
+FOR i1, i0
+  ROW v1, v0, i1
+  SUM f0, v1
+  MADD i1, f0, @m
+ENDFOR
+EXIT

@@ -1,0 +1,6 @@
+# A string.
+# expect: E8-SYNTAX line=6
+hook("on_forward:*")
+m = map.array(1)
+def probe(x):
+    m[0] = 'one'

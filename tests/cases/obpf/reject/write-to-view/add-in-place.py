@@ -1,0 +1,5 @@
+# In place.
+# expect: E8-SYNTAX line=5
+hook("on_forward:*")
+def probe(x):
+    x[0] += 1.0

@@ -1,0 +1,8 @@
+# Bytecode with the unused opcode 0x57 among those of views.
+# expect: E8-ENCODING
+# patch: 1.op=0x57
+.name opcode_57
+.hook on_forward
+VARG v0, x
+DIM i0, v0, 0
+EXIT

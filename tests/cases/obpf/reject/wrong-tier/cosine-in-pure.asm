@@ -1,0 +1,12 @@
+# A helper above the tier that is allowed.
+# expect: E8-VERIFY:tier pc=4 line=10
+# tier: pure
+.name cosine_in_pure
+.hook on_forward
+VARG v0, x
+DIM i0, v0, 0
+FOR i1, i0
+  ROW v1, v0, i1
+  CALL f0, v1, v1, cosine
+ENDFOR
+EXIT
