@@ -34,6 +34,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "probe": ("console.verbs.probe", "probe", "Attach, read and detach probes."),
     "cap": ("console.verbs.cap", "cap", "Capabilities: who may do what."),
     "kfs": ("console.verbs.kfs", "kfs", "The ledger and the store: log, show, verify."),
+    "replay": ("console.verbs.replay", "replay", "Do windows and policies again, and compare bit for bit."),
     "syscall": ("console.verbs.syscall", "syscall", "Any syscall by name."),
     "shell": ("console.verbs.shell", "shell", "The same verbs over one connection."),
 }

@@ -2,7 +2,8 @@
 
 A handle is a small integer that means something only together with the principal that uses it. Rights of a derived
 capability are a subset of its parent's; asking for more is refused, never trimmed. Revoking removes all descendants
-and keeps the capability itself. Refuses: slots of other principals, by having no way to name them.
+and keeps the capability itself; taking removes it too. A reply capability is made when a call is taken, answers once,
+cannot be derived and dies with the caller. Refuses: slots of other principals, by having no way to name them.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ Key = tuple[str, int]
 
 @dataclass
 class Cap:
-    """One capability. `kind` is "self", "endpoint" or "page"; `obj` is a principal's name or a page number."""
+    """One capability. `kind` says what `obj` is.
+
+    "self", "endpoint", "root": a principal's name; "page", "channel": a number; "reply": whom the answer goes to.
+    """
 
     holder: str
     slot: int
@@ -30,6 +34,8 @@ class Cap:
     parent: Key | None = None
     badge: str = ""
     children: set[Key] = field(default_factory=set)
+    generation: int = 0
+    """How often what was derived from it was revoked."""
 
     @property
     def key(self) -> Key:
@@ -43,7 +49,9 @@ class CapTable:
     def __init__(self) -> None:
         self._slots: dict[str, dict[int, Cap]] = {}
         self._next: dict[str, int] = {}
+        self._replies: dict[str, set[Key]] = {}  # caller -> the reply capabilities that would answer it
         self.pages_released = False
+        self.channels_cut: list[int] = []  # channels whose capability has gone, since somebody last looked
 
     def mint(
         self, holder: str, kind: str, obj: str | int, rights: Right, *, parent: Cap | None = None, badge: str = ""
@@ -93,6 +101,8 @@ class CapTable:
 
     def derive(self, parent: Cap, to: str, rights: Right, *, badge: str = "") -> Cap:
         """A child of `parent` for `to`; rights must shrink and a badge is set only once."""
+        if parent.kind in ("reply", "channel"):
+            raise RecurosError("E5-DENIED", f"slot {parent.slot} of {parent.holder} is a {parent.kind}: not derivable")
         excess = rights & ~parent.rights
         if excess:
             raise RecurosError(
@@ -105,24 +115,83 @@ class CapTable:
             raise RecurosError("E5-DENIED", f"the badge is {parent.badge!r} already and never changes")
         return self.mint(to, parent.kind, parent.obj, rights, parent=parent, badge=badge or parent.badge)
 
+    def reserve_reply(self, server: str, caller: str) -> Cap:
+        """A slot for the one answer that `server` will owe `caller`; E2-LIMIT before anything is sent when there is none."""
+        owed = self._replies.setdefault(caller, set())
+        if len(owed) >= limits.CALLS_PENDING_MAX:
+            raise RecurosError(
+                "E2-LIMIT",
+                f"{caller} waits for {len(owed)} answers, the limit: no reply slot is free",
+                hint="wait for replies before asking for more",
+            )
+        cap = self.mint(server, "reply", caller, Right(0))
+        owed.add(cap.key)
+        return cap
+
+    def use_reply(self, key: Key) -> bool:
+        """Answer once: True the first time; False when it was used, or died with its caller."""
+        cap = self.find(*key)
+        if cap is None or cap.kind != "reply":
+            return False
+        self.release(cap)
+        return True
+
+    def owed(self, caller: str) -> int:
+        """Answers that a caller waits for."""
+        return len(self._replies.get(caller, ()))
+
     def revoke(self, cap: Cap) -> list[Cap]:
-        """Remove every descendant; returns them. The capability itself stays."""
-        gone: list[Cap] = []
-        stack = sorted(cap.children)
+        """Remove every descendant; returns them. The capability itself stays, one generation older."""
+        gone = self.under(cap)
         cap.children.clear()
-        while stack:
-            holder, slot = stack.pop()
-            child = self._slots.get(holder, {}).pop(slot, None)
-            if child:
-                gone.append(child)
-                self.pages_released |= child.kind == "page"
-                stack.extend(sorted(child.children))
+        cap.generation += 1
+        for child in gone:
+            self._remove(child)
         return gone
+
+    def take(self, cap: Cap) -> list[Cap]:
+        """Remove a capability and every descendant; returns them, itself first."""
+        gone = [cap, *self.revoke(cap)]
+        parent = self.find(*cap.parent) if cap.parent else None
+        if parent:
+            parent.children.discard(cap.key)
+        self._remove(cap)
+        return gone
+
+    def under(self, cap: Cap) -> list[Cap]:
+        """Every descendant."""
+        found: list[Cap] = []
+        stack = sorted(cap.children)
+        while stack:
+            child = self.find(*stack.pop())
+            if child:
+                found.append(child)
+                stack.extend(sorted(child.children))
+        return found
+
+    def is_under(self, cap: Cap, above: Cap) -> bool:
+        """Whether `above` is an ancestor of `cap`, or `cap` itself."""
+        at: Cap | None = cap
+        while at is not None and at is not above:
+            at = self.find(*at.parent) if at.parent else None
+        return at is above
+
+    def _remove(self, cap: Cap) -> None:
+        """Out of its slot, with what that means for pages, channels and replies."""
+        self._slots.get(cap.holder, {}).pop(cap.slot, None)
+        if cap.kind == "page":
+            self.pages_released = True
+        elif cap.kind == "channel" and isinstance(cap.obj, int):
+            self.channels_cut.append(cap.obj)
+        elif cap.kind == "reply":
+            owed = self._replies.get(str(cap.obj), set())
+            owed.discard(cap.key)
+            if not owed:
+                self._replies.pop(str(cap.obj), None)
 
     def release(self, cap: Cap) -> None:
         """The holder gives this one up; its children move to its parent, since giving up is not revoking."""
-        self._slots.get(cap.holder, {}).pop(cap.slot, None)
-        self.pages_released |= cap.kind == "page"
+        self._remove(cap)
         parent = self.find(*cap.parent) if cap.parent else None
         if parent:
             parent.children.discard(cap.key)
@@ -134,10 +203,12 @@ class CapTable:
                     parent.children.add(key)
 
     def drop_holder(self, holder: str) -> list[Cap]:
-        """A principal is gone; everything it held goes with it, children move up."""
+        """A principal is gone; what it held goes with it, and so do the answers it waited for. Children move up."""
         gone = self.held(holder)
         for cap in gone:
             self.release(cap)
+        for key in sorted(self._replies.get(holder, ())):
+            self.use_reply(key)
         self._slots.pop(holder, None)
         self._next.pop(holder, None)  # its next incarnation starts over: the first slot is what it may do by itself
         return gone
@@ -162,6 +233,7 @@ class CapTable:
                 "badge": c.badge,
                 "parent": list(c.parent) if c.parent else None,
                 "children": len(c.children),
+                "generation": c.generation,
             }
             for c in self.held(holder)
         ]

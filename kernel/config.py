@@ -29,7 +29,10 @@ class ServerConfig:
     weight: int
     mailbox_messages: int
     mailbox_bytes: int
+    mailbox_policy: str
     config: dict[str, Any]
+    reservation: tuple[int, int, int] | tuple[()] = ()  # of a fair server: budget, deadline, period in ns
+    overrun: str = "rollback"
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Config:
     operator_rights: abi.Right
     servers: dict[str, ServerConfig]
     background_slots: int
+
+    @property
+    def times(self) -> tuple[int, int, int]:
+        """Budget, deadline and period of a window as the manifest has them, in nanoseconds."""
+        return self.budget_ns, self.deadline_ns, self.period_ns
 
     @property
     def planned(self) -> int:
@@ -112,10 +120,20 @@ def _server(s: dict[str, Any]) -> ServerConfig:
         calls=tuple(s["calls"]),
         restart=s["restart"],
         weight=int(s.get("weight", 1)),
-        mailbox_messages=int(s.get("mailbox_messages", limits.MAILBOX_MESSAGES_DEFAULT)),
-        mailbox_bytes=int(s.get("mailbox_bytes", limits.MAILBOX_BYTES_DEFAULT)),
+        mailbox_messages=int(s.get("mailbox", {}).get("messages", limits.MAILBOX_MESSAGES_DEFAULT)),
+        mailbox_bytes=int(s.get("mailbox", {}).get("bytes", limits.MAILBOX_BYTES_DEFAULT)),
+        mailbox_policy=str(s.get("mailbox", {}).get("policy", limits.MAILBOX_POLICIES[0])),
         config=dict(s["config"]),
+        reservation=_reservation(s),
+        overrun=str(s.get("overrun") or ("rollback" if s["class"] == "edf" else "throttle")),
     )
+
+
+def _reservation(s: dict[str, Any]) -> tuple[int, int, int] | tuple[()]:
+    if not s.get("budget_ms"):
+        return ()
+    period = int(s["period_ms"])
+    return int(s["budget_ms"]) * MS, int(s.get("deadline_ms") or period) * MS, period * MS
 
 
 def _phase(index: int, p: dict[str, Any]) -> Phase:
@@ -130,6 +148,13 @@ def _check(config: Config) -> None:
     if not config.phases or len(config.phases) > limits.PHASES_MAX:
         raise RecurosError("E2-MANIFEST", f"{len(config.phases)} phases; the limit is 1 to {limits.PHASES_MAX}")
     for server in config.servers.values():
+        known = server.mailbox_policy in limits.MAILBOX_POLICIES
+        if not known or (server.mailbox_policy == "drop-oldest" and not abi.may_drop(server.name)):
+            raise RecurosError(
+                "E2-MANIFEST",
+                f"{server.name}: mailbox policy {server.mailbox_policy!r:.40}; drop-oldest is for telemetry only",
+                hint=f"policies: {', '.join(limits.MAILBOX_POLICIES)}",
+            )
         for callee in server.calls:
             if callee not in config.servers or config.servers[callee].rank >= server.rank:
                 raise RecurosError(

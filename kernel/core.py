@@ -8,12 +8,14 @@ plan (`flow.advance`), the fair class, the ledger's outbox, pages that nobody na
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from typing import Any
 
-from kernel import flow, lifecycle, outbox, steer
-from kernel.broker import answer, answer_error, dispatch_fair, end_job, replied, sweep_pages
+from kernel import flow, lifecycle, outbox, programs, reserve, steer
+from kernel.broker import answer, answer_error, dispatch_fair, end_job, release_page, replied, sweep_pages
 from kernel.events import (
     Boot,
+    Continue,
     DrainWanted,
     Effect,
     Event,
@@ -28,13 +30,14 @@ from kernel.events import (
     Tick,
 )
 from kernel.handlers import HANDLERS
-from kernel.state import Caller, Pending, State, Turn
+from kernel.state import KERNEL, Caller, Pending, State, Turn
 from syscalls import abi, limits
 from syscalls.abi import Right
 from syscalls.errors import RecurosError
 from syscalls.wire import Call, Reply
 
 STAGE_NR = abi.METHOD_BY_NAME["archivist.stage"].nr
+HELLO_NR = abi.SYSCALL_BY_NAME["hello"].nr
 STARTUP = frozenset({"hello", "ready", "fault"})
 WHILE_HALTING = frozenset({"status", "events", "fault", "page_release", "window_rolled_back", "sched_yield"})
 
@@ -71,6 +74,8 @@ def _handle(t: Turn, event: Event) -> None:
             _received(t, event)
         case Tick():
             _tick(t)
+        case Continue():
+            programs.go_on(t)
         case Spawned():
             lifecycle.spawned(t, event)
         case Exited():
@@ -126,7 +131,12 @@ def _received(t: Turn, event: Received) -> None:
 def _syscall(t: Turn, event: Received, call: Call) -> None:
     s = t.state
     caller = Caller(event.principal, event.route, call.id, call.nr)
+    t.cap = call.cap
     row = abi.SYSCALL_BY_NR.get(call.nr)
+    if _replayed(s, event.principal, call):
+        # No answer: the one call that had this number may still wait for its own.
+        _refused(t, Refused(event.principal, f"replayed call: number {call.id} was used in this session"))
+        return
     try:
         if event.principal in s.operators:
             s.operators[event.principal] = s.operators.pop(event.principal)  # the one unheard longest makes room first
@@ -148,9 +158,23 @@ def _syscall(t: Turn, event: Received, call: Call) -> None:
         answer_error(t, caller, error)
 
 
+def _replayed(s: State, principal: str, call: Call) -> bool:
+    """Whether the session has used this number. One-way calls have none; before hello there is no session."""
+    if not call.id or call.nr == HELLO_NR or (principal not in s.operators and principal not in s.servers):
+        return False
+    seen = s.seen.setdefault(principal, deque(maxlen=limits.REPLAY_IDS_KEPT))
+    if seen and (call.id in seen if call.id <= seen[-1] else False):
+        return True
+    if len(seen) == limits.REPLAY_IDS_KEPT and call.id < seen[0]:
+        return True
+    seen.append(call.id)
+    return False
+
+
 def _reply(t: Turn, event: Received, reply: Reply) -> None:
     got = replied(t, event.principal, reply, event.cpu_ns)
     if got is None:
+        _refused(t, Refused(event.principal, f"stray reply: nobody waits for an answer to delivery {reply.id}"))
         return
     pending, values = got
     try:
@@ -166,8 +190,10 @@ def _reply(t: Turn, event: Received, reply: Reply) -> None:
 def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) -> None:
     """A server answered a delivery: go on with what it was for."""
     kind, data = pending.kind, pending.data
-    if t.state.halting and kind in ("evaluate", "calibrate", "attach", "detach", "put"):
+    if t.state.halting and kind in ("evaluate", "calibrate", "match", "fetch", "keep", "attach", "detach", "put"):
         # The halt record is the last word on what was decided; nothing is recorded after it.
+        if kind == "attach" and isinstance(values, dict):
+            release_page(t, KERNEL, values["page"])
         if isinstance(data["caller"], Caller):
             answer_error(t, data["caller"], RecurosError("E75-AGAIN", "the runtime is halting", hint="recuros boot"))
         return
@@ -182,8 +208,8 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
     if kind == "evaluate":
         steer.evaluated(t, data, values)
         return
-    if kind == "attach":
-        steer.attached(t, data, values)
+    if kind in ("match", "fetch", "attach"):
+        {"match": programs.matched, "fetch": programs.fetched, "attach": steer.attached}[kind](t, data, values)
         return
     if kind in ("ping", "telemetry", "inventory") and isinstance(values, RecurosError):
         return  # gauges are for people; a missing one is not a failure
@@ -204,10 +230,14 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
             lifecycle.learner_restored(t, data["base"], values)
         case "put":
             steer.policy_stored(t, data, values)
+        case "keep":
+            programs.kept(t, data, values)
         case "detach":
             _detached(t, data, values)
+        case "gc":
+            answer(t, data["caller"], values)
         case "probes":
-            answer(t, data["caller"], {k: values[k] for k in data["columns"]})
+            answer(t, data["caller"], steer.probe_rows(t.state, values, data["columns"]))
         case "calibrate":
             body = {"mode": data["mode"], "result": values["result"]}
             then_data = {"caller": data["caller"], "values": {"result": values["result"]}}
@@ -244,12 +274,14 @@ def _recorded(t: Turn, then: str, data: dict[str, Any], seq: int) -> None:
             steer.policy_recorded(t, data, seq)
         case "evaluated":
             steer.evaluation_recorded(t, data, seq)
+        case "loaded":
+            programs.loaded(t, data, seq)
         case "halted":
             lifecycle.halted(t)
 
 
 def _detached(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
-    t.state.probes.pop(data["id"], None)
+    programs.forget(t, t.state.probes.pop(data["id"], None))
     outbox.record(
         t,
         "probe.detach",
@@ -308,6 +340,8 @@ def _tick(t: Turn) -> None:
                 lifecycle.heartbeat(t)
             case "drain":
                 lifecycle.drain_timeout(t)
+            case "replenish":
+                reserve.go_on(t, **data)
             case "slice":
                 _slice_overrun(t, **data)
 

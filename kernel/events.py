@@ -99,7 +99,14 @@ class Tick:
     """Time passed; due timers fire."""
 
 
-Event = Boot | Spawned | Exited | Received | Refused | PageOffered | PageWanted | Sampled | DrainWanted | Tick
+@dataclass(frozen=True, slots=True)
+class Continue:
+    """The answer to `Again`, after whatever else had arrived: the next slice of work that was cut up."""
+
+
+Event = (
+    Boot | Spawned | Exited | Received | Refused | PageOffered | PageWanted | Sampled | DrainWanted | Tick | Continue
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,4 +166,9 @@ class Exit:
     status: int
 
 
-Effect = Send | Spawn | Kill | PageAnswer | ClosePage | Report | Exit
+@dataclass(frozen=True, slots=True)
+class Again:
+    """There is more of a piece of work that was cut into slices: serve who waits, then send `Continue`. One is under way at a time."""
+
+
+Effect = Send | Spawn | Kill | PageAnswer | ClosePage | Report | Exit | Again

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import outbox
+from kernel import outbox, programs, reserve
 from kernel.broker import answer, fair_job, move_page, release_page, request, tell
 from kernel.events import Kill, Report
 from kernel.plan import finished, next_cursor, plan_complete, plan_directives, stream_step
@@ -52,16 +52,19 @@ def _prefetch(t: Turn, window: int, c: Cursor) -> None:
     s = t.state
     if window in s.filling or c.phase >= len(s.config.phases) or s.servers["dataset"].state != "ready":
         return
-    weights = weights_for(s, window)
+    phase = s.config.phases[c.phase]
+    sources = {
+        "weights": weights_for(s, window) if phase.spec.get("train") == "student" else "",
+        "gate": {k: v for k, v in s.gate.items() if k == "mask"},
+    }
     have = s.prefetch.get(window)
     if have is not None:
-        if have[2] == weights or not policy_decided(s, window):
+        if have[2] == sources or not policy_decided(s, window):
             return
-        release_page(t, KERNEL, have[0])  # a policy arrived meanwhile: these batches carry the wrong weights
+        release_page(t, KERNEL, have[0])  # a policy or a gate came meanwhile: these carry the wrong weights
         del s.prefetch[window]
     if not policy_decided(s, window):
         return
-    phase = s.config.phases[c.phase]
     s.filling.add(window)
     request(
         t,
@@ -72,11 +75,10 @@ def _prefetch(t: Turn, window: int, c: Cursor) -> None:
             "phase": phase.spec,
             "step0": stream_step(s, c),
             "steps": phase.steps,
-            "weights": weights if phase.spec.get("train") == "student" else "",
-            "gate": {k: v for k, v in s.gate.items() if k == "mask"},
+            **sources,
         },
         window=window,
-        weights=weights,
+        sources=sources,
         cursor=list(c),
         gate=s.gate,
     )
@@ -90,14 +92,14 @@ def filled(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
     if window < s.next_window or Cursor(*data["cursor"]) != s.cursor or data["gate"] != s.gate or s.halting:
         release_page(t, KERNEL, values["page"])
         return
-    s.prefetch[window] = (values["page"], values["batch"], data["weights"])
+    s.prefetch[window] = (values["page"], values["batch"], data["sources"])
 
 
 def _grant(t: Turn) -> None:
     s = t.state
     c, wid = s.cursor, s.next_window
     phase = s.config.phases[c.phase]
-    page, batch, _ = s.prefetch.pop(wid)
+    page, batch, sources = s.prefetch.pop(wid)
     settings = policy_at(s, wid)
     planned = plan_directives(s, c)
     w = Window(
@@ -109,6 +111,7 @@ def _grant(t: Turn) -> None:
         steps=phase.steps,
         base=s.base,
         batch=batch,
+        sources=sources,
         page_slot=page,
         directives=[list(d) for d in s.directives],
         policy={k: v for k, v in settings.items() if k not in ("seq", "evidence_summary")},
@@ -119,6 +122,7 @@ def _grant(t: Turn) -> None:
         cpu_start_ns=s.servers["learner"].cpu_ns,
     )
     w.to(WindowState.RUNNING)
+    reserve.window_began(t)
     s.windows[wid] = w
     s.directives = []
     w.swaps = sum(kind == "swap" for kind, _ in planned + w.directives)
@@ -176,6 +180,7 @@ def progress(t: Turn, args: dict[str, Any]) -> None:
     w = t.state.windows.get(args["window"])
     if w and w.state is WindowState.RUNNING:
         w.step, w.live = args["step"], args["metrics"]
+        reserve.window_goes_on(t, w)
 
 
 def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
@@ -202,6 +207,7 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
                 "E9-INTEGRITY",
                 f"window {w.id}: the archivist has not stored {args['snapshot']!r:.80} as the last snapshot",
             )
+        args["metrics"] = {**args["metrics"], **_cka_of(args["maps"])}
         _record_commit(t, w, args["snapshot"], args["metrics"])
     except RecurosError:
         release_page(
@@ -210,10 +216,14 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
         raise
     answer(t, caller, {})
     w.to(WindowState.STAGED)
+    reserve.window_ended(t, w.used_ns)
     w.staged_ns, w.snapshot, w.metrics, w.step = t.now_ns, args["snapshot"], args["metrics"], w.steps
     s.base, s.metrics, s.failures_in_a_row, s.generation = w.snapshot, w.metrics, 0, w.generation
     s.rng = str(w.metrics.pop("rng", ""))
-    _note_cka(s, args["maps"])
+    w.evidence = str(w.metrics.pop("evidence", ""))
+    s.window_used = (w.id, w.used_ns)
+    programs.charge(s, w.metrics.pop("probe_ns", {}))
+    s.cka = _cka_of(args["maps"]).get("cka", s.cka)
     if _observer_up(s):
         _to_observer(t, w, args["maps"], trace)
     else:
@@ -222,6 +232,10 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
 
 def _record_commit(t: Turn, w: Window, snapshot: str, metrics: dict[str, Any]) -> None:
     s = t.state
+    config = str(s.servers["learner"].info.get("config") or "")
+    evidence = str(metrics.get("evidence") or "")
+    named = (w.policy.get("weights"), config, evidence, *w.sources.get("gate", {}).values())
+    outbox.dispatches(t)
     outbox.record(
         t,
         "window.commit",
@@ -233,16 +247,17 @@ def _record_commit(t: Turn, w: Window, snapshot: str, metrics: dict[str, Any]) -
             "steps": w.steps,
             "grant_seq": w.grant_seq,
             "metrics": {
-                **{k: v for k, v in metrics.items() if k != "rng"},
+                **{k: v for k, v in metrics.items() if k not in ("rng", "evidence", "probe_ns")},
                 "batch": w.batch,
                 "used_ns": w.used_ns,
                 "left_ns": w.deadline_ns - t.now_ns,
             },
             "resume": resume_state(s, w),
+            "inputs": {"config": config, **w.sources, "evidence": evidence},
         },
         parent=w.base,
         result=snapshot,
-        inputs=tuple(x for x in (str(w.policy.get("weights") or ""),) if x),
+        inputs=tuple(x for x in named if is_object_id(x)),
         cursor=[w.phase["name"], w.step0 + w.steps],
         rng=(s.rng, str(metrics.get("rng", ""))),
         then="committed",
@@ -280,11 +295,13 @@ def _to_observer(t: Turn, w: Window, maps: dict[str, Any], trace: int) -> None:
         evaluate(t, w.snapshot, "test", None, w.generation)  # the teacher as it was given: what retention refers to
 
 
-def _note_cka(s: State, maps: dict[str, Any]) -> None:
+def _cka_of(maps: dict[str, Any]) -> dict[str, float]:
+    """The similarity that a CKA probe found, for the record: retention scores snapshots by it."""
     for entry in maps.values():
         match entry:
             case {"map": {"summary": {"cka": float(cka)}}}:
-                s.cka = cka
+                return {"cka": cka}
+    return {}
 
 
 def resume_state(s: State, w: Window) -> dict[str, Any]:
@@ -305,8 +322,12 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
         "policy_count": s.policy_count,
         "awaiting": sorted({*s.awaiting_policy, w.id} - {d["window"] for d in on_the_way}),
         "directives": s.directives + [d for x in s.windows.values() if x.id > w.id for d in x.directives],
-        "probes": [{"id": p.id, "hook": p.hook, "prog": p.prog, "every": p.every} for p in s.probes.values()],
+        "probes": [
+            {"id": p.id, "hook": p.hook, "prog": p.prog, "every": p.every, "owner": p.owner, "object": p.object}
+            for p in s.probes.values()
+        ],
         "next_probe": s.next_probe,
+        "schedule": {"force": list(s.reservation.times), "manifest": list(s.config.times)},
         "data": str(s.servers["dataset"].info.get("data", "")),
         "scores": s.scores,
         "reference": s.reference,
@@ -350,6 +371,8 @@ def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> N
         (x for x in s.windows.values() if x.id > w.id and x.state is not WindowState.MISSED), key=lambda x: -x.id
     ):
         miss(t, later, "E1-NO", f"its base, window {w.id}, did not commit", tell_learner=False)
+    if w.state is WindowState.RUNNING:
+        reserve.window_ended(t, max(0, s.servers["learner"].cpu_ns - w.cpu_start_ns))
     w.to(WindowState.MISSED)
     w.miss_code, w.miss_reason = code, reason
     late_ns = t.now_ns - w.deadline_ns
@@ -474,19 +497,35 @@ def deadline(t: Turn, window: int, granted_ns: int) -> None:
         miss(t, w, "E7-MISSED", f"still running at its deadline, {w.step} of {w.steps} steps done", tell_learner=True)
 
 
-def abort_overdue(t: Turn, window: int, granted_ns: int) -> None:
-    """The learner did not prove its rollback in time: it is hung; the supervisor replaces it from the base."""
+def abort_overdue(t: Turn, window: int, granted_ns: int, waits: int = 0) -> None:
+    """The learner did not prove its rollback in time: it is hung; the supervisor replaces it from the base.
+
+    Not while it waits for a call that another server took: that server answers, or falls silent and is replaced, and the learner has
+    its time from there on. `waits` is the delivery that it waited for at the last look; -1 when that one was answered, for the last time.
+    """
     s = t.state
     w = s.windows.get(window)
-    if w and w.granted_ns == granted_ns and w.state is WindowState.MISSED:
-        learner = s.servers["learner"]
-        learner.fault = [
-            "E7-MISSED",
-            f"window {window}: no rollback {limits.ABORT_GRACE_NS // 10**6} ms after the abort",
-            "",
-            {},
-        ]
-        t.emit(Kill("learner", learner.incarnation, signal.SIGKILL))
+    if w is None or w.granted_ns != granted_ns or w.state is not WindowState.MISSED:
+        return
+    waiting = _waits_for(s, "learner")
+    same = waiting if waits in (0, waiting) else 0
+    if waits >= 0 and (same or waits):
+        t.timer(limits.ABORT_GRACE_NS, "abort", window=window, granted_ns=granted_ns, waits=same or -1)
+        return
+    learner = s.servers["learner"]
+    learner.fault = [
+        "E7-MISSED",
+        f"window {window}: no rollback {limits.ABORT_GRACE_NS // 10**6} ms after the abort",
+        "",
+        {},
+    ]
+    t.emit(Kill("learner", learner.incarnation, signal.SIGKILL))
+
+
+def _waits_for(s: State, name: str) -> int:
+    """The oldest call of this server that another one has not answered, 0 when there is none."""
+    calls = (n for n, p in s.pending.items() if p.kind == "relay" and p.data["caller"].principal == name)
+    return min(calls, default=0)
 
 
 def abort_running(t: Turn, code: str, reason: str) -> None:
@@ -501,6 +540,8 @@ def server_lost(t: Turn, name: str, reason: str) -> None:
     s = t.state
     if name == "learner":
         s.learner_ok = False
+        for probe in s.probes.values():
+            probe.live = False
         for w in sorted(s.windows.values(), key=lambda x: x.id):
             if w.state is WindowState.RUNNING:
                 miss(t, w, "E3-GONE", f"the learner died: {reason}", tell_learner=False)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernel import flow, lifecycle, outbox, plan, steer
+from kernel import flow, lifecycle, outbox, plan, programs, reserve, rights, steer
 from kernel.broker import answer, end_job, relay, release_page, request
 from kernel.events import Report
 from kernel.sched import Reservation, admit
-from kernel.state import Caller, Turn
+from kernel.state import KERNEL, OPERATOR, Caller, Turn
 from kernel.status import status
 from kfs.ids import is_object_id
 from syscalls import abi, limits
@@ -65,27 +65,21 @@ def _shutdown(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 def _cap_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     s = t.state
     who = a["principal"] or c.principal
-    if who not in s.servers and who not in s.operators:
+    if who not in s.servers and who not in s.operators and who not in (KERNEL, OPERATOR):
         raise RecurosError("E4-NOENT", f"no principal is called {who!r}", hint="recuros ps")
     answer(t, c, {"caps": s.caps.to_list(who)})
 
 
 def _cap_derive(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    lifecycle.grant_caps(t, c, a)
+    rights.derive(t, c, a)
 
 
 def _cap_revoke(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    cap = t.state.caps.get(c.principal, a["cap"])
-    gone = t.state.caps.revoke(cap)
-    outbox.record(
-        t,
-        "cap.revoke",
-        {"slot": cap.slot, "holder": c.principal, "removed": len(gone)},
-        actor=c.principal,
-        cap=cap.slot,
-        then="reply",
-        then_data={"caller": c, "values": {"removed": len(gone)}},
-    )
+    rights.revoke(t, c, a)
+
+
+def _cap_take(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    rights.take(t, c, a)
 
 
 def _page_release(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -121,7 +115,12 @@ def _channel_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
             "in_flight": x.in_flight,
             "messages_max": s.config.servers[x.name].mailbox_messages,
             "bytes_max": s.config.servers[x.name].mailbox_bytes,
+            "policy": s.config.servers[x.name].mailbox_policy,
+            "blocked": len(x.blocked),
+            "accepted": x.accepted,
             "refused": x.refused,
+            "dropped": x.dropped,
+            "cancelled": x.cancelled,
             "callers": [y.name for y in s.config.servers.values() if x.name in y.calls],
         }
         for x in s.servers.values()
@@ -135,22 +134,12 @@ def _rl_schedule(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 def _sched_show(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     s = t.state
-    r = s.reservation
     sched = {
-        "reservations": [
-            {
-                "name": r.name,
-                "server": "learner",
-                "budget_ms": r.budget_ns / MS,
-                "deadline_ms": r.deadline_ns / MS,
-                "period_ms": r.period_ns / MS,
-                "utilisation": r.utilisation,
-            }
-        ],
+        "reservations": reserve.to_list(t),
         "fair": s.fair.to_list(),
         "slots": s.config.background_slots,
         "counts": s.counts,
-        "witness": admit([r])[1],
+        "witness": admit([s.reservation])[1],
     }
     answer(t, c, {"sched": sched})
 
@@ -158,8 +147,8 @@ def _sched_show(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 def _sched_admit(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     steer.check_ms(**{key: a[key] for key in ("budget_ms", "period_ms", "deadline_ms")})
     new = Reservation(a["name"], a["budget_ms"] * MS, a["deadline_ms"] * MS, a["period_ms"] * MS)
-    others = [] if a["name"] == t.state.reservation.name else [t.state.reservation]
-    ok, witness = admit([*others, new])
+    others, background_step_ns = reserve.others_on_lane(t.state, a["name"])
+    ok, witness = admit([*others, new], background_step_ns=background_step_ns)
     answer(t, c, {"admitted": ok, "witness": witness})
 
 
@@ -171,6 +160,7 @@ def _sched_yield(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         return
     end_job(t, c.principal, cpu_ns)
     s.fair.enqueue(c.principal, ("resume", c), front=True)
+    reserve.go_on(t, c.principal)
 
 
 def _progress(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -186,7 +176,8 @@ def _window_rolled_back(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> N
 
 
 def _probe_evicted(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    if t.state.probes.pop(a["id"], None):
+    if evicted := t.state.probes.pop(a["id"], None):
+        programs.forget(t, evicted)
         outbox.record(
             t, "probe.evict", {"id": a["id"], "step": a["step"], "reason": a["reason"][:1000]}, actor=c.principal
         )
@@ -207,7 +198,7 @@ def _rl_snapshot(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         "snapshot",
         {"name": a["name"], "window": s.committed_window},
         actor=c.principal,
-        cap=1,
+        cap=t.cap,
         result=s.committed,
         then="reply",
         then_data={"caller": c, "values": {"snapshot": s.committed, "step": plan.next_step(s)}},
@@ -272,20 +263,30 @@ def _directive(
         kind,
         args,
         actor=c.principal,
-        cap=1,
+        cap=t.cap,
         then="reply",
         then_data={"caller": c, "values": {"step": plan.next_step(s)}},
     )
 
 
 def _rl_attach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    steer.attach(t, a["hook"], a["prog"], a["every"], c, c.principal, 1)
+    steer.attach(t, a["hook"], a["prog"], a["every"], c, c.principal, t.cap)
+
+
+def _rl_load_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    programs.load(t, c, a["program"], t.state.caps.get(c.principal, t.cap).rights)
+
+
+def _probe_programs(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    answer(t, c, {"programs": programs.to_list(t.state)})
+
+
+def _probe_page(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    answer(t, c, {"page": programs.page_of(t, c, a["id"])})
 
 
 def _rl_detach_probe(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    s = t.state
-    if a["id"] not in s.probes:
-        raise RecurosError("E4-NOENT", f"no probe has id {a['id']}", hint="recuros probe ls")
+    _known_probe(t, a["id"])
     request(t, "detach", "learner.detach", {"id": a["id"]}, caller=c, id=a["id"])
 
 
@@ -310,7 +311,7 @@ def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
         "gate.set",
         {"criteria": gate, "window": s.next_window},
         actor=c.principal,
-        cap=1,
+        cap=t.cap,
         then="reply",
         then_data={"caller": c, "values": {"step": plan.next_step(s)}},
     )
@@ -346,13 +347,18 @@ def _rl_calibrate(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     )
 
 
+def _known_probe(t: Turn, number: int) -> None:
+    """Refuse ids that were never given. One that was may be an evicted probe, which the learner keeps until it is detached."""
+    if not 0 < number < t.state.next_probe:
+        raise RecurosError("E4-NOENT", f"no probe has id {number}", hint="recuros probe ls")
+
+
 def _probe_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     request(t, "probes", "learner.probes", {"id": 0}, caller=c, columns=("probes", "sites"))
 
 
 def _probe_read(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    if a["id"] not in t.state.probes:
-        raise RecurosError("E4-NOENT", f"no probe has id {a['id']}", hint="recuros probe ls")
+    _known_probe(t, a["id"])
     request(t, "probes", "learner.probes", {"id": a["id"]}, caller=c, columns=("maps",))
 
 
@@ -387,7 +393,7 @@ def _interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
             "reason": a["reason"],
         },
         actor=c.principal,
-        cap=1,
+        cap=t.cap,
         then="reply",
         then_data={"caller": c, "values": {"step": plan.next_step(s)}},
     )
@@ -397,6 +403,13 @@ def _interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         t.emit(Report({"event": "state", "state": "running"}))
     if kind == "stop":
         lifecycle.drain(t, "drain", a["reason"] or f"stopped by {c.principal}")
+
+
+def _kfs_gc(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    if t.state.servers["archivist"].state != "ready":
+        raise RecurosError("E75-AGAIN", "the archivist is not ready", hint="try again in a moment")
+    args = {**a, "reason": a["reason"][:1000], "actor": c.principal, "cap": t.cap}
+    request(t, "gc", "archivist.gc", args, caller=c)
 
 
 def _server_only(t: Turn, c: Caller) -> None:
@@ -414,6 +427,7 @@ HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
     "cap_list": _cap_list,
     "cap_derive": _cap_derive,
     "cap_revoke": _cap_revoke,
+    "cap_take": _cap_take,
     "page_release": _page_release,
     "page_list": _page_list,
     "call": _call,
@@ -439,5 +453,9 @@ HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
     "policy_submit": _policy_submit,
     "evaluate": _evaluate,
     "interrupt": _interrupt,
+    "kfs_gc": _kfs_gc,
+    "rl_load_probe": _rl_load_probe,
+    "probe_programs": _probe_programs,
+    "probe_page": _probe_page,
 }
 assert HANDLERS.keys() == abi.SYSCALL_BY_NAME.keys(), "a syscall has no handler, or a handler no syscall"

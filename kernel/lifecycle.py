@@ -10,9 +10,8 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import flow, outbox, steer
-from kernel.broker import answer, release_page, request, server_died, tell
-from kernel.caps import Cap
+from kernel import flow, outbox, programs, reserve, rights, steer
+from kernel.broker import answer, cancel, release_page, request, server_died, tell
 from kernel.events import Boot, Exit, Exited, Kill, Report, Spawn, Spawned
 from kernel.sched import FairClass, Reservation, admit
 from kernel.state import KERNEL, Caller, Cursor, Probe, Server, State, Turn
@@ -20,7 +19,6 @@ from kfs import records
 from kfs.ids import is_object_id
 from kfs.records import Record, RecordKind
 from syscalls import abi, limits
-from syscalls.abi import Right
 from syscalls.errors import RecurosError
 
 FIRST = "archivist"
@@ -35,8 +33,10 @@ def boot(event: Boot, now_ns: int) -> tuple[State, Turn]:
         {c.name: c.weight for c in config.servers.values() if not c.edf},
         config.background_slots,
         limits.SLICE_NS_DEFAULT,
+        frozenset(c.name for c in config.servers.values() if c.reservation and not c.edf),
     )
     s.reservation = Reservation("replay", config.budget_ns, config.deadline_ns, config.period_ns)
+    rights.roots(s)
     t = Turn(s, now_ns)
     ok, witness = admit([s.reservation])
     if not ok:
@@ -49,6 +49,11 @@ def boot(event: Boot, now_ns: int) -> tuple[State, Turn]:
             ),
         )
         return s, t
+    try:
+        reserve.open_all(s)
+    except RecurosError as error:
+        fail(t, error)
+        return s, t
     spawn(t, FIRST)
     t.timer(limits.HEARTBEAT_PERIOD_NS, "heartbeat")
     return s, t
@@ -59,7 +64,8 @@ def spawn(t: Turn, name: str) -> None:
     server = t.state.servers[name]
     server.incarnation += 1
     server.state, server.pid, server.route, server.fault = "spawned", 0, b"", None
-    server.cpu_ns = server.job_cpu_ns = 0
+    server.cpu_ns = server.job_cpu_ns = server.paid_cpu_ns = 0
+    t.state.seen.pop(name, None)
     t.emit(Spawn(name, server.incarnation))
     t.timer(limits.HELLO_TIMEOUT_NS, "hello", name=name, incarnation=server.incarnation)
 
@@ -94,11 +100,7 @@ def _hello_server(t: Turn, caller: Caller) -> None:
         raise RecurosError("E2-WIRE", f"{caller.principal} said hello twice")
     server.state, server.route = "connected", caller.route
     config = s.config.servers[caller.principal]
-    s.caps.drop_holder(server.name)
-    s.caps.mint(server.name, "self", server.name, config.rights)
-    slots: dict[str, int] = {"self": 1}
-    for callee in config.calls:
-        slots[callee] = s.caps.mint(server.name, "endpoint", callee, config.rights).slot
+    slots = rights.open_server(s, server.name)
     answer(t, caller, {"principal": server.name, "boot": s.boot_id, "caps": slots, "config": config.config})
 
 
@@ -108,8 +110,10 @@ def _hello_operator(t: Turn, caller: Caller) -> None:
         while len(s.operators) >= limits.OPERATORS_MAX:
             oldest = next(iter(s.operators))
             del s.operators[oldest]
+            s.seen.pop(oldest, None)
+            cancel(t, s.caps.held(oldest))
             s.caps.drop_holder(oldest)
-        s.caps.mint(caller.principal, "self", caller.principal, s.config.operator_rights)
+        rights.open_operator(s, caller.principal)
     s.operators[caller.principal] = caller.route
     answer(
         t,
@@ -178,8 +182,8 @@ def learner_restored(t: Turn, base: str, values: dict[str, Any]) -> None:
         )
     s.learner_ok = True
     flow.learner_back(t, base)
-    for probe in s.probes.values():
-        steer.send_attach(t, probe, None)
+    for probe in list(s.probes.values()):
+        programs.restore(t, probe)
     _all_ready(t)
 
 
@@ -190,10 +194,13 @@ def opened(t: Turn, values: dict[str, Any]) -> None:
     s.store_open = True
     if s.phase != "booting":
         steer.store_parked(t)
+        programs.restore_missing(t)
         return  # the archivist was restarted in mid-run
     if values["commit"]:
         commit, tail = records.decode(values["commit"]), [records.decode(r) for r in values["tail"]]
         resume(s, commit, tail)
+    else:
+        resume_uncommitted(s, [records.decode(r) for r in values["tail"]])
     outbox.record(
         t,
         "boot",
@@ -207,23 +214,54 @@ def opened(t: Turn, values: dict[str, Any]) -> None:
     )
     if values["commit"]:
         _note_lost_policies(t, commit, tail)
-    r = s.reservation
-    outbox.record(
-        t,
-        "sched.admit",
-        {
-            "name": r.name,
-            "budget_ns": r.budget_ns,
-            "period_ns": r.period_ns,
-            "deadline_ns": r.deadline_ns,
-            "witness": admit([r])[1],
-        },
-    )
+    manifest = Reservation("replay", *s.config.times)
+    outbox.record(t, "sched.admit", _sched_args(manifest))
+    if s.reservation != manifest:
+        outbox.record(t, "sched.set", _sched_args(s.reservation), actor="kernel:resume")
+    for c in s.cbs.values():
+        if c.reservation is not s.reservation:
+            outbox.record(t, "sched.admit", _sched_args(c.reservation))
     s.phase = "starting"
     t.emit(Report({"event": "state", "state": "starting"}))
     for name in s.servers:
         if name != FIRST:
             spawn(t, name)
+
+
+def _sched_args(r: Reservation) -> dict[str, Any]:
+    times = {"budget_ns": r.budget_ns, "period_ns": r.period_ns, "deadline_ns": r.deadline_ns}
+    return {"name": r.name, **times, "witness": admit([r])[1]}
+
+
+def _keep_schedule(s: State, force: list[int], manifest: list[int]) -> None:
+    """What an operator set stands until the manifest says something else than it did then."""
+    kept = Reservation("replay", *force)
+    if tuple(manifest) == s.config.times and admit([kept])[0]:
+        reserve.change_learner(s, kept)
+
+
+def _schedule_in(tail: list[Record], manifest: list[int]) -> tuple[list[int], list[int]] | None:
+    """The last schedule that an operator set in these records, and the manifest's at that time."""
+    found = None
+    for r in tail:
+        if r.kind in (RecordKind.SCHED_ADMIT, RecordKind.SCHED_SET) and r.args["name"] == "replay":
+            times = [r.args["budget_ns"], r.args["deadline_ns"], r.args["period_ns"]]
+            if r.kind is RecordKind.SCHED_SET:
+                found = times, manifest
+            else:
+                manifest = times
+    return found
+
+
+def resume_uncommitted(s: State, tail: list[Record]) -> None:
+    """No window is committed yet: windows begin at the first, with what operators had asked for. Evidence of lost windows is void."""
+    asked = {RecordKind.KD_SET, RecordKind.SWAP, RecordKind.PRUNE, RecordKind.GATE_SET}
+    for r in tail:
+        probe = r.kind is RecordKind.PROBE_ATTACH and r.actor != "kernel:manifest"  # the manifest's are attached anew
+        if r.kind in asked or probe or r.kind is RecordKind.PROBE_DETACH:
+            _fold(s, r)
+    if found := _schedule_in(tail, []):
+        _keep_schedule(s, *found)
 
 
 def _note_lost_policies(t: Turn, commit: Record, tail: list[Record]) -> None:
@@ -250,10 +288,15 @@ def resume(s: State, commit: Record, tail: list[Record]) -> None:
     s.policies = {int(k): v for k, v in state["policies"].items()}
     s.policy, s.policy_seq, s.policy_count = state["policy"], state["policy_seq"], state["policy_count"]
     s.directives = [list(d) for d in state["directives"]]
-    s.probes = {p["id"]: Probe(p["id"], p["hook"], p["prog"], p["every"]) for p in state["probes"]}
+    s.probes = {
+        p["id"]: Probe(p["id"], p["hook"], p["prog"], p["every"], owner=p.get("owner", ""), object=p.get("object", ""))
+        for p in state["probes"]
+    }
     s.next_probe = state["next_probe"]
     s.scores, s.reference, s.generation = state["scores"], state["reference"], state["generation"]
     s.metrics = commit.args["metrics"]
+    schedule = state.get("schedule", {"force": s.config.times, "manifest": s.config.times})
+    _keep_schedule(s, *(_schedule_in(tail, schedule["manifest"]) or (schedule["force"], schedule["manifest"])))
     for r in tail:
         _fold(s, r)
 
@@ -279,7 +322,9 @@ def _fold(s: State, r: Record) -> None:
             "seq": r.seq,
         }
     elif r.kind is RecordKind.PROBE_ATTACH:
-        s.probes[a["id"]] = Probe(a["id"], a["hook"], a["prog"], 0)
+        # A program's record names its bytes and spells its cadence out.
+        every = int(a["prog"].rpartition("every=")[2]) if r.input_ids else 0
+        s.probes[a["id"]] = Probe(a["id"], a["hook"], a["prog"], every, owner=r.actor, object="".join(r.input_ids[:1]))
         s.next_probe = max(s.next_probe, a["id"] + 1)
     elif r.kind is RecordKind.PROBE_DETACH:
         s.probes.pop(a["id"], None)
@@ -295,7 +340,7 @@ def _all_ready(t: Turn) -> None:
     if s.phase != "starting" or not s.learner_ok or any(x.state != "ready" for x in s.servers.values()):
         return
     s.phase = "running"
-    if not s.probes and s.resumed_from < 0:
+    if s.resumed_from < 0 and not any(p.owner == "kernel:manifest" for p in s.probes.values()):
         for p in s.config.probes:
             steer.attach(t, p["hook"], p["prog"], int(p.get("every", 0)), None, "kernel:manifest")
     t.emit(Report({"event": "state", "state": "running"}))
@@ -437,6 +482,7 @@ def drain_step(t: Turn) -> None:
     due = s.parked or s.awaiting_policy or any(p.kind in ("put", "evaluate", "calibrate") for p in s.pending.values())
     if due and s.drain_mode != "now":
         return
+    outbox.dispatches(t)
     s.halting = "record"
     outbox.record(t, "halt", {"boot": s.boot_id, "mode": s.drain_mode, "reason": s.drain_reason}, then="halted")
 
@@ -459,6 +505,8 @@ def halted(t: Turn) -> None:
 def halting_exited(t: Turn) -> None:
     """Whoever is left decides what comes next."""
     s = t.state
+    if s.halting == "record" and s.phase != "failed":
+        return  # an archivist that died has yet to come back for the halt record
     left = [x for x in s.servers.values() if x.state not in ("down", "dead")]
     if s.halting == "servers" and s.phase != "failed" and all(x.name == FIRST for x in left):
         s.halting = "archivist"
@@ -486,34 +534,3 @@ def drain_timeout(t: Turn) -> None:
         for server in s.servers.values():
             if server.state not in ("down", "dead"):
                 t.emit(Kill(server.name, server.incarnation, signal.SIGKILL))
-
-
-def grant_caps(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
-    """Syscall cap_derive."""
-    s = t.state
-    parent: Cap = s.caps.get(caller.principal, args["cap"])
-    to = args["to"] or caller.principal
-    if to not in s.servers and to not in s.operators:
-        raise RecurosError("E4-NOENT", f"no principal is called {to!r}", hint="recuros ps")
-    rights = abi.parse_rights(args["rights"]) if args["rights"] else Right(0)
-    if len(args["badge"]) > limits.BADGE_CHARS_MAX:
-        raise RecurosError(
-            "E2-LIMIT", f"badge of {len(args['badge'])} characters; the limit is {limits.BADGE_CHARS_MAX}"
-        )
-    child = s.caps.derive(parent, to, rights, badge=args["badge"])
-    outbox.record(
-        t,
-        "cap.derive",
-        {
-            "slot": child.slot,
-            "parent": parent.slot,
-            "holder": to,
-            "object": str(child.obj),
-            "rights": abi.right_names(child.rights),
-            "badge": child.badge,
-        },
-        actor=caller.principal,
-        cap=parent.slot,
-        then="reply",
-        then_data={"caller": caller, "values": {"slot": child.slot}},
-    )

@@ -9,7 +9,6 @@ socket; other users, and servers' children, on the operators' socket.
 from __future__ import annotations
 
 import array
-import contextlib
 import os
 import signal
 import socket
@@ -23,8 +22,10 @@ import zmq
 
 from kernel import config, core
 from kernel.events import (
+    Again,
     Boot,
     ClosePage,
+    Continue,
     DrainWanted,
     Effect,
     Event,
@@ -48,6 +49,8 @@ from syscalls import limits, pages, wire
 from syscalls.errors import RecurosError
 
 SAMPLE_NS = 1_000_000_000
+UNREAD_NS = 5_000_000
+"""How soon a peer that had no room is tried again."""
 PER_TURN_MAX = 64
 TOO_MANY = "too many handshakes a second"
 HANDSHAKE_MS = 2_000
@@ -87,6 +90,7 @@ class Loop:
         self.directory = Path(doc["sockets"])
         self.state: State | None = None
         self.exit_status: int | None = None
+        self.again = False
         self.pids: dict[int, tuple[str, int]] = {}  # pid -> server name, incarnation
         self.pidfds: dict[int, int] = {}
         self.incarnations: dict[str, int] = {}
@@ -95,6 +99,8 @@ class Loop:
         self.next_page = 1
         self.operators = 0
         self.handshakes: deque[int] = deque()
+        self.unread: dict[tuple[bool, bytes], deque[bytes]] = {}
+        self.dropped = self.dropped_told = 0
         self.context = zmq.Context()
         self.zap = self.context.socket(zmq.REP)
         self.zap.bind("inproc://zeromq.zap.01")
@@ -135,9 +141,14 @@ class Loop:
             if now >= sample_ns:
                 self.sample()
                 sample_ns = now + SAMPLE_NS
-            wake = min(core.next_wake_ns(self.state), sample_ns)
-            ready = dict(self.poller.poll(max(0, -(-(wake - now) // 1_000_000))))
+            if self.unread or self.dropped > self.dropped_told:
+                self.send_unread()
+            wake = min(core.next_wake_ns(self.state), sample_ns, now + UNREAD_NS if self.unread else sample_ns)
+            ready = dict(self.poller.poll(0 if self.again else max(0, -(-(wake - now) // 1_000_000))))
             self.turn(ready)
+            if self.again:
+                self.again = False
+                self.step(Continue())
             if time.monotonic_ns() >= core.next_wake_ns(self.state):
                 self.step(Tick())
         for sock in (self.servers, self.operators_socket, self.zap):
@@ -170,13 +181,10 @@ class Loop:
         """Do what the core asked for."""
         match effect:
             case Send():
-                sock = self.operators_socket if effect.operator else self.servers
                 try:
-                    sock.send_multipart([effect.route, wire.encode(effect.frame)], flags=zmq.NOBLOCK)
+                    self.send(effect.operator, effect.route, wire.encode(effect.frame))
                 except RecurosError as error:
-                    self._too_large(sock, effect, error)
-                except zmq.ZMQError:
-                    return  # the peer has gone or does not read; its exit, or its timeout, tells the core
+                    self._too_large(effect, error)
             case PageAnswer():
                 self.page_answer(effect)
             case ClosePage():
@@ -191,14 +199,48 @@ class Loop:
                 self.report(effect.event)
             case Exit():
                 self.exit_status = effect.status
+            case Again():
+                self.again = True
 
-    @staticmethod
-    def _too_large(sock: zmq.Socket[bytes], effect: Send, error: RecurosError) -> None:
+    def _too_large(self, effect: Send, error: RecurosError) -> None:
         """An answer that does not fit a frame becomes an error instead of silence."""
         if isinstance(effect.frame, wire.Reply):
-            frame = wire.encode(wire.Reply(effect.frame.id, False, error.to_wire()))
-            with contextlib.suppress(zmq.ZMQError):  # the peer has gone meanwhile
-                sock.send_multipart([effect.route, frame], flags=zmq.NOBLOCK)
+            self.send(effect.operator, effect.route, wire.encode(wire.Reply(effect.frame.id, False, error.to_wire())))
+
+    def send(self, operator: bool, route: bytes, data: bytes) -> None:
+        """Send, or keep for a peer that reads more slowly than it is answered; what is beyond the bound is dropped and counted."""
+        key = (operator, route)
+        waiting = self.unread.get(key)
+        if waiting is None:
+            if self._sent(key, data):
+                return
+            waiting = self.unread[key] = deque()
+        if sum(map(len, waiting)) + len(data) > limits.UNREAD_BYTES_MAX:
+            self.dropped += 1
+            return
+        waiting.append(data)
+
+    def _sent(self, key: tuple[bool, bytes], data: bytes) -> bool:
+        """False when the peer's queue is full. A peer that has gone needs nothing; its exit, or its timeout, tells the core."""
+        sock = self.operators_socket if key[0] else self.servers
+        try:
+            sock.send_multipart([key[1], data], flags=zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        except zmq.ZMQError:
+            return True
+        return True
+
+    def send_unread(self) -> None:
+        """Try again what peers had no room for, in order; tell the core what was dropped."""
+        for key, waiting in list(self.unread.items()):
+            while waiting and self._sent(key, waiting[0]):
+                waiting.popleft()
+            if not waiting:
+                del self.unread[key]
+        if self.dropped > self.dropped_told:
+            self.dropped_told = self.dropped
+            self.step(Refused("a peer that does not read", f"unread answer: {self.dropped} dropped so far"))
 
     def sample(self) -> None:
         """Memory and CPU of everybody, for people."""
@@ -281,13 +323,18 @@ class Loop:
             return f"server/{name}/{incarnation}", ""
         if uid != os.getuid():
             return "", f"uid {uid} is not the owner {os.getuid()}"
-        ancestor = pid
-        while ancestor > 1:
-            if ancestor in self.pids:
-                return "", f"pid {pid} descends from server {self.pids[ancestor][0]}"
-            ancestor = parent_pid(ancestor)
+        if server := self.server_above(pid):
+            return "", f"pid {pid} descends from server {server}"
         self.operators += 1
         return f"operator/{pid}/{self.operators}", ""
+
+    def server_above(self, pid: int) -> str:
+        """The server that a process is, or descends from; empty when there is none."""
+        while pid > 1:
+            if pid in self.pids:
+                return self.pids[pid][0]
+            pid = parent_pid(pid)
+        return ""
 
     def alive(self, pid: int) -> bool:
         """Whether the process that the supervisor spawned still has this pid."""
@@ -327,13 +374,22 @@ class Loop:
     # --- pages ------------------------------------------------------------------------------------------------------------
 
     def accept(self) -> None:
-        """A connection on the page socket, admitted by the credentials of its process."""
+        """A connection on the page socket, admitted by the credentials of its process.
+
+        An operator's goes under `operator:PID.`, the beginning of the names of that process's sessions, and may only map.
+        """
         conn, _ = self.listener.accept()
         credentials = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid = int.from_bytes(credentials[:4], "little")
+        pid, uid = int.from_bytes(credentials[:4], "little"), int.from_bytes(credentials[4:8], "little")
         self.from_supervisor()
         name, _ = self.pids.get(pid, ("", 0))
-        if not name or not self.alive(pid):
+        if not name and pid and uid == os.getuid() and not self.server_above(pid):
+            name = f"operator:{pid}."
+            mapping = sum(owner.startswith("operator:") for _, owner in self.conns.values())
+            if mapping >= limits.OPERATORS_MAX:
+                conn.close()
+                return
+        elif not name or not self.alive(pid):
             conn.close()
             self.step(Refused(f"pid {pid}", "page socket: not spawned by the supervisor"))
             return
@@ -360,6 +416,12 @@ class Loop:
                 self._hang_up(fd)
                 return
             match wire.unpack(data), fds:
+                case [pages.MAP_FOR, int(handle), str(principal)], [] if name[-1] == "." and principal.startswith(name):
+                    self.step(PageWanted(principal, fd, handle))
+                case _ if name[-1] == ".":
+                    raise RecurosError(
+                        "E2-WIRE", "an operator maps pages for its own sessions, and does nothing else here"
+                    )
                 case [pages.OFFER, int()], [descriptor]:
                     size = pages.check_seals(descriptor)
                     page = self.next_page

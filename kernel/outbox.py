@@ -57,13 +57,25 @@ def record(
     s.outbox.kinds.append(kind)
     if then:
         s.outbox.then.append((len(s.outbox.records) - 1, then, then_data or {}))
-    shown = {"action" if k == "kind" else k: v for k, v in args.items() if k not in ("resume", "env")}
+    if kind == RecordKind.SCHED_DISPATCH:
+        return  # a trace for machines; people follow windows
+    shown = {"action" if k == "kind" else k: v for k, v in args.items() if k not in ("resume", "env", "inputs")}
     t.event(kind, **shown)  # an event's own "kind" is the record's
+
+
+def dispatches(t: Turn) -> None:
+    """Put the fair class's decisions since the last time into the ledger: before each commit, before a halt, and when there are many."""
+    s = t.state
+    if s.dispatches:
+        rows, s.dispatches = s.dispatches, []
+        record(t, "sched.dispatch", {"boot": s.boot_id, "rows": rows})
 
 
 def flush(t: Turn) -> None:
     """Send what waits, if no append is under way; called once at the end of every step."""
     s = t.state
+    if len(s.dispatches) >= limits.DISPATCHES_PER_RECORD_MAX:
+        dispatches(t)
     if s.in_flight is not None or not s.outbox.records or not s.store_open:
         return
     n = limits.BATCH_RECORDS_MAX

@@ -9,17 +9,24 @@ from __future__ import annotations
 import heapq
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kernel.caps import CapTable
+from kernel.cbs import Cbs, EdfQueue
 from kernel.config import Config
 from kernel.events import Effect
 from kernel.sched import FairClass, Reservation
 from kernel.window import Window
+from probes import isa
 from syscalls import limits
 from syscalls.wire import Deliver
 
+if TYPE_CHECKING:
+    from probes.verifier import Verification
+
 KERNEL = "kernel"
+OPERATOR = "operator"
+"""Holds the authority that every operator's session is derived from; no message comes in its name."""
 
 
 @dataclass
@@ -40,20 +47,37 @@ class Server:
     queue: deque[tuple[Deliver, int]] = field(default_factory=deque)  # with the bytes that each counts for
     queued_bytes: int = 0
     in_flight: int = 0
+    urgent: deque[tuple[Deliver, int]] = field(default_factory=deque)  # the kernel's own, ahead of every call
+    blocked: deque[tuple[Deliver, int]] = field(default_factory=deque)  # calls whose callers wait for room
+    accepted: int = 0
     refused: int = 0
+    dropped: int = 0
+    cancelled: int = 0  # queued sends that a revocation took back
     info: dict[str, Any] = field(default_factory=dict)
     job_cpu_ns: int = 0
+    paid_cpu_ns: int = 0  # its CPU time at its last answer: what came before is accounted
 
 
 @dataclass
 class Pending:
-    """A delivery that waits for a reply: what to do with it. `server` owes the reply; `lent` are page capabilities that die with it."""
+    """A delivery that waits for a reply: what to do with it.
+
+    `server` owes the reply; `lent` are page capabilities that die with it; `cap` is what it was sent under, `reply` the
+    one-shot capability of its answer.
+    """
 
     kind: str
     server: str
     nr: int
     data: dict[str, Any]
     lent: list[tuple[str, int]] = field(default_factory=list)
+    cap: tuple[str, int] | None = None
+    reply: tuple[str, int] | None = None
+    donor: str = ""  # the server whose time this call spends
+    cpu_from_ns: int = 0  # the called server's CPU time when it was sent
+    credit: bool = True  # counts against what the server may have taken and not answered
+    handed: bool = False
+    """Whether the server has it; until then it waits in a mailbox, where a revocation finds it."""
 
 
 class Caller(NamedTuple):
@@ -83,6 +107,62 @@ class Probe:
     every: int
     sites: list[str] = field(default_factory=list)
     seq: int = -1
+    owner: str = ""  # the principal that its time is charged to
+    object: str = ""  # of a program: where its bytes are stored
+    backend: str = ""  # of a program: what it is admitted for, "jit" or "vm"
+    dims: dict[str, int] = field(default_factory=dict)
+    extra: int = 0  # units that the hook itself costs a firing
+    pairs: int = 1  # mapped pairs of layers
+    units: int = 0  # proven cost of a firing
+    window_cost_ns: int = 0  # what it may cost a window, all sites and firings
+    window: int = 0  # the first window that may see it
+    live: bool = False  # attached in the learner that runs now
+    spent_ns: int = 0  # what its firings took in staged windows of this boot
+    page: int = 0  # the kernel's slot of the page of its maps
+
+    @property
+    def kind(self) -> str:
+        """The kind of hook, such as `on_forward`."""
+        return self.hook.partition(":")[0]
+
+    @property
+    def digest(self) -> str:
+        """Of a program: its SHA-256; empty for a built-in."""
+        return self.prog.partition(",")[0].removeprefix("sha256:") if self.object else ""
+
+
+@dataclass
+class Program:
+    """A program that was verified and stored in this boot."""
+
+    digest: str
+    object: str
+    name: str
+    hook: str
+    every: int
+    size: int
+    owner: str
+    certificate: bytes
+    summary: dict[str, Any]
+    seq: int = -1
+
+
+@dataclass
+class Check:
+    """A program on its way through the verifier, a slice at a time. `kind` is "load" or "attach"; an attach has `probe` and `dims`."""
+
+    kind: str
+    data: bytes
+    caller: Caller | None
+    actor: str
+    cap: int
+    rights: tuple[str, ...]
+    probe: Probe | None = None
+    dims: dict[str, int] = field(default_factory=dict)
+    fresh: bool = True
+    decoding: isa.Decoding | None = None
+    program: isa.Bytecode | None = None
+    verification: Verification | None = None
 
 
 @dataclass
@@ -108,6 +188,8 @@ class State:
 
     servers: dict[str, Server] = field(default_factory=dict)
     caps: CapTable = field(default_factory=CapTable)
+    taken: set[tuple[str, str]] = field(default_factory=set)  # (server, "self" or callee): not given out again at hello
+    seen: dict[str, deque[int]] = field(default_factory=dict)  # session -> numbers of its last calls
     operators: dict[str, bytes] = field(default_factory=dict)
     pages: dict[int, tuple[int, str]] = field(default_factory=dict)  # page -> (bytes, writer)
     pending: dict[int, Pending] = field(default_factory=dict)
@@ -118,10 +200,14 @@ class State:
     timers: list[tuple[int, int, str, dict[str, Any]]] = field(default_factory=list)
     next_timer: int = 0
     reservation: Reservation = field(default_factory=lambda: Reservation("replay", 1, 1, 1))
+    cbs: dict[str, Cbs] = field(default_factory=dict)  # server -> its reservation at work
+    overruns: dict[str, int] = field(default_factory=dict)  # server -> budgets that were used up
+    edf: EdfQueue = field(default_factory=EdfQueue)  # reserved fair servers that have jobs and may run
     fair: FairClass = field(default_factory=lambda: FairClass({}, 1, limits.SLICE_NS_DEFAULT))
 
     store_open: bool = False
     outbox: Batch = field(default_factory=Batch)
+    dispatches: list[list[Any]] = field(default_factory=list)  # since the last record of them
     in_flight: Batch | None = None
     ledger_size: int = 0
     ledger_root: str = ""
@@ -130,9 +216,9 @@ class State:
     cursor: Cursor = field(default_factory=Cursor)  # of the next window to be granted
     next_window: int = 1
     windows: dict[int, Window] = field(default_factory=dict)  # not yet final: at most one staged and one running
-    prefetch: dict[int, tuple[int, str, str]] = field(
+    prefetch: dict[int, tuple[int, str, dict[str, Any]]] = field(
         default_factory=dict
-    )  # window -> (kernel's page slot, batch, weights id)
+    )  # window -> (kernel's page slot, batch, what its samples were weighted by)
     filling: set[int] = field(default_factory=set)
     rng: str = ""  # object id of the generator's state in the staged snapshot
     generation: int = 0  # role swaps that the staged state holds
@@ -154,6 +240,10 @@ class State:
     policy_count: int = 0
     probes: dict[int, Probe] = field(default_factory=dict)
     next_probe: int = 1
+    programs: dict[str, Program] = field(default_factory=dict)  # SHA-256 -> program, oldest first
+    checks: deque[Check] = field(default_factory=deque)  # programs being verified, in turns
+    window_used: tuple[int, int] = (0, 0)  # the last staged window and its CPU ns
+    charged: dict[str, int] = field(default_factory=dict)  # principal -> CPU ns of its probes in this boot
     paused: bool = False
     drain_mode: str = ""
     drain_reason: str = ""
@@ -184,6 +274,7 @@ class Turn:
     now_ns: int
     effects: list[Effect] = field(default_factory=list)
     size: int = 0  # bytes of the frame that this step is about
+    cap: int = 1  # capability slot that the syscall names
 
     def emit(self, effect: Effect) -> None:
         """Add an effect."""

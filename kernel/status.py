@@ -31,7 +31,10 @@ def status(t: Turn) -> dict[str, Any]:
         "metrics": s.metrics,
         "scores": s.scores,
         "reference": s.reference,
-        "probes": [{"id": p.id, "hook": p.hook, "prog": p.prog, "sites": p.sites} for p in s.probes.values()],
+        "probes": [
+            {"id": p.id, "hook": p.hook, "prog": p.prog, "sites": p.sites, "owner": p.owner} for p in s.probes.values()
+        ],
+        "charged": dict(s.charged),
         "policy": s.policy,
         "policies": s.policy_count,
         "kd": s.kd,

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernel import outbox
+from kernel import outbox, programs, reserve
 from kernel.broker import answer, answer_error, end_job, move_page, release_page, request
-from kernel.caps import ROOT_SLOT
 from kernel.plan import finished, next_step
 from kernel.sched import Reservation, admit
 from kernel.state import KERNEL, Caller, Probe, State, Turn
@@ -227,36 +226,22 @@ def forget_evidence(t: Turn, window: int) -> None:
 
 
 def attach(t: Turn, hook: str, prog: str, every: int, caller: Caller | None, actor: str, cap: int = -1) -> None:
-    """Check a program against the catalogue and ask the learner to attach it."""
+    """Check a built-in against the catalogue; then it goes the way of a loaded program: verified, admitted, attached."""
     s = t.state
     if len(s.probes) >= limits.PROBES_MAX:
         raise RecurosError(
             "E2-LIMIT", f"{len(s.probes)} probes are attached, the limit", hint="recuros probe detach ID"
         )
-    held = s.caps.get(caller.principal, ROOT_SLOT).rights if caller else s.config.servers["observer"].rights
-    admitted = catalogue.check(hook, f"{prog},every={every}" if every else prog, abi.right_names(held))
-    probe = Probe(s.next_probe, hook, admitted.prog, 0)
-    s.next_probe += 1
+    held = s.caps.get(caller.principal, cap).rights if caller else s.config.servers["observer"].rights
+    loaded = prog.startswith(programs.PREFIX)
+    if not loaded:
+        admitted = catalogue.check(hook, f"{prog},every={every}" if every else prog, abi.right_names(held))
     if not s.learner_ok:
         raise RecurosError("E75-AGAIN", "the learner is not ready", hint="try again in a moment")
-    send_attach(t, probe, caller, actor=actor, cap=cap, fresh=True)
-
-
-def send_attach(
-    t: Turn, probe: Probe, caller: Caller | None, *, actor: str = "", cap: int = -1, fresh: bool = False
-) -> None:
-    """Attach at the learner; `fresh` probes are recorded, those of a restarted learner are only put back."""
-    request(
-        t,
-        "attach",
-        "learner.attach",
-        {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "every": probe.every},
-        probe=probe,
-        caller=caller,
-        actor=actor,
-        cap=cap,
-        fresh=fresh,
-    )
+    if loaded:
+        programs.attach(t, hook, prog, every, caller, actor, held)
+    else:
+        programs.attach_builtin(t, hook, admitted, caller, actor, held)
 
 
 def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
@@ -264,17 +249,10 @@ def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosErro
     s = t.state
     probe: Probe = data["probe"]
     if isinstance(values, RecurosError):
-        s.probes.pop(probe.id, None)
-        if data["caller"]:
-            answer_error(t, data["caller"], values)
-        else:
-            outbox.record(
-                t,
-                "fault",
-                {"name": f"probe {probe.prog} at {probe.hook}", "code": values.code, "message": values.message},
-            )
+        programs.failed(t, data["caller"], probe, values)
         return
-    probe.sites = values["sites"]
+    programs.forget(t, s.probes.get(probe.id))  # of the learner's last incarnation
+    probe.sites, probe.page, probe.live = values["sites"], values["page"], True
     s.probes[probe.id] = probe
     if not data["fresh"]:
         return
@@ -284,6 +262,7 @@ def attached(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosErro
         {"id": probe.id, "hook": probe.hook, "prog": probe.prog, "sites": probe.sites, "step": values["step"]},
         actor=data["actor"],
         cap=data["cap"],
+        inputs=(probe.object,) if probe.object else (),
         then="reply",
         then_data={"caller": data["caller"], "values": {"id": probe.id, "sites": probe.sites, "step": values["step"]}},
     )
@@ -330,7 +309,7 @@ def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
             hint="recuros sched admit NAME --budget-ms ... shows what fits",
             details=witness,
         )
-    s.reservation = new
+    reserve.change_learner(s, new)
     if s.phase == "done" and s.error and s.error[0] == "E7-MISSED":
         s.error, s.failures_in_a_row, s.phase = None, 0, "running"  # the operator gave the plan the time it lacked
     outbox.record(
@@ -344,5 +323,15 @@ def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
 
 
 def waiting_for_probes(s: State) -> bool:
-    """The manifest's probes are attached before the first window."""
-    return s.committed_window == 0 and any(p.kind == "attach" for p in s.pending.values())
+    """The manifest's probes are attached before the first window, programs of an earlier boot before the next one."""
+    return programs.restoring(s)
+
+
+def probe_rows(s: State, values: dict[str, Any], columns: tuple[str, ...]) -> dict[str, Any]:
+    """What the learner says of its probes, with what only the kernel knows: whose they are and what they may cost."""
+    for row in values["probes"]:
+        probe = s.probes.get(row.get("id"))
+        if probe is not None:
+            row.update(owner=probe.owner, prog=probe.prog, object=probe.object)
+            row.update(units=probe.units, window_cost_ns=probe.window_cost_ns, charged_ns=probe.spent_ns)
+    return {k: values[k] for k in columns}

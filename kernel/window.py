@@ -60,11 +60,14 @@ class Window:
     budget_ns: int = 0
     staged_ns: int = 0
     cpu_start_ns: int = 0
+    overran: bool = False  # its budget is used up, and the reservation's policy was told
     used_ns: int = 0
     step: int = 0
     live: dict[str, Any] = field(default_factory=dict)
     snapshot: str = ""
     metrics: dict[str, Any] = field(default_factory=dict)
+    sources: dict[str, Any] = field(default_factory=dict)  # weights and gate that its batches were made with
+    evidence: str = ""  # object id of its trace and probe maps
     generation: int = 0
     swaps: int = 0
     rng_base: str = ""

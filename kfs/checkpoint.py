@@ -13,14 +13,14 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from kfs.files import Files
 from syscalls.errors import RecurosError
 
 _ED25519: Final = b"\x01"  # the signature algorithm byte of C2SP signed-note
 _DASH: Final = "\u2014"
-_NOTE_BYTES_MAX: Final = 4_096
+NOTE_BYTES_MAX: Final = 4_096
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def verify_note(note: bytes, key: PublicKey) -> TreeHead:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
     try:
-        text, separator, signatures = note[:_NOTE_BYTES_MAX].decode().partition("\n\n")
+        text, separator, signatures = note[:NOTE_BYTES_MAX].decode().partition("\n\n")
     except UnicodeDecodeError as e:
         raise RecurosError("E9-INTEGRITY", "checkpoint is not UTF-8") from e
     text += "\n"
@@ -85,7 +85,7 @@ def verify_note(note: bytes, key: PublicKey) -> TreeHead:
         if signatures.startswith(prefix) and signatures.endswith("\n")
         else None
     )
-    if not separator or len(note) > _NOTE_BYTES_MAX or raw is None or len(raw) != 68 or raw[:4] != key.key_id:
+    if not separator or len(note) > NOTE_BYTES_MAX or raw is None or len(raw) != 68 or raw[:4] != key.key_id:
         raise RecurosError("E9-INTEGRITY", f"checkpoint carries no signature by {key.name}")
     try:
         Ed25519PublicKey.from_public_bytes(key.key).verify(raw[4:], text.encode())
@@ -95,6 +95,63 @@ def verify_note(note: bytes, key: PublicKey) -> TreeHead:
     if lines[0] != key.name or root is None or len(root) != 32 or not lines[1].isdecimal():
         raise RecurosError("E9-INTEGRITY", "checkpoint body is not origin, size, root")
     return TreeHead(int(lines[1]), root)
+
+
+class VerifiedCheckpoint:
+    """A tree head that its log signed. Making one *is* verifying the signature, so nobody can hold a forged one.
+
+    What proves or checks anything about a tree takes this, never a size and a root: a made-up size would pass.
+    """
+
+    __slots__ = ("_head", "_key", "_note")
+    _head: TreeHead
+    _key: PublicKey
+    _note: bytes
+
+    def __init__(self, note: bytes, key: PublicKey) -> None:
+        """Verify the signed note; E9-INTEGRITY when `key` did not sign it, or its origin is not the name of `key`."""
+        object.__setattr__(self, "_head", verify_note(note, key))
+        object.__setattr__(self, "_key", key)
+        object.__setattr__(self, "_note", bytes(note))
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError(f"a verified checkpoint cannot be changed: {name}")
+
+    def __reduce__(self) -> tuple[type[VerifiedCheckpoint], tuple[bytes, PublicKey]]:
+        return VerifiedCheckpoint, (self.note, self.key)
+
+    @property
+    def head(self) -> TreeHead:
+        """Size and root."""
+        return self._head
+
+    @property
+    def size(self) -> int:
+        """How many records it covers."""
+        return self.head.size
+
+    @property
+    def root(self) -> bytes:
+        """The RFC 6962 root over them."""
+        return self.head.root
+
+    @property
+    def key(self) -> PublicKey:
+        """The key that it verified with."""
+        return self._key
+
+    @property
+    def origin(self) -> str:
+        """Which log it is of."""
+        return self.key.name
+
+    @property
+    def note(self) -> bytes:
+        """The signed note itself."""
+        return self._note
+
+    def __repr__(self) -> str:
+        return f"<checkpoint of {self.origin}: {self.size} records, root {self.root.hex()}>"
 
 
 class Signer:
@@ -140,13 +197,14 @@ class Signer:
 def read_highest(path: Path) -> TreeHead:
     """The highest tree ever signed, as kept beside the key."""
     try:
-        size, root = path.read_text().split()
+        data = path.read_bytes()  # once: a live writer may replace the file at any moment
+        size, root = data.decode().split()
         head = TreeHead(int(size), bytes.fromhex(root))
     except FileNotFoundError as e:
         raise RecurosError("E9-INTEGRITY", f"{path} is missing: the highest signed size is unknown") from e
     except ValueError as e:
         raise RecurosError("E9-INTEGRITY", f"{path} is malformed: {e}") from e
-    if head.size < 0 or len(head.root) != 32 or path.read_bytes() != _highest_text(head):
+    if head.size < 0 or len(head.root) != 32 or data != _highest_text(head):
         raise RecurosError("E9-INTEGRITY", f"{path} is malformed")
     return head
 
@@ -158,7 +216,7 @@ def _highest_text(head: TreeHead) -> bytes:
 def _read_private_key(path: Path) -> tuple[str, bytes]:
     try:
         mode = path.stat().st_mode
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8", errors="replace")  # what is not text fails the check of the form below
     except FileNotFoundError as e:
         raise RecurosError("E9-INTEGRITY", f"the signing key {path} is missing", hint="restore it from a copy") from e
     if mode & 0o077:

@@ -9,9 +9,12 @@ store is poisoned until it is opened again.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import functools
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +27,9 @@ if TYPE_CHECKING:
 
 _NO_SPACE: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _BUFFERS_PER_CALL_MAX: Final = 512  # Linux's IOV_MAX is 1,024
+_CHUNK_BYTES: Final = 4 << 20
+_SYNC_BYTES: Final = 4 << 20  # of a temporary file that is written in steps
+_WAIT_S: Final = 0.002
 _FLAGS: Final = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
@@ -40,11 +46,11 @@ class Files:
             raise self.poison
 
     def make_folder(self, path: Path, mode: int = 0o755) -> None:
-        """Create a folder, durably; an existing one is fine."""
+        """Create a folder and those above it, durably; an existing one is fine, and its name is taken to be durable."""
         self.check()
         if path.is_dir():
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self.make_folder(path.parent)
         self._guard(path, lambda: self._os.mkdir(path, mode))
         self.sync_folder(path.parent)
 
@@ -96,6 +102,59 @@ class Files:
             self.barrier(folder, lambda: self._os.fsync(fd))
         finally:
             os.close(fd)
+
+    def derive(self, temp_folder: Path, path: Path, data: bytes) -> None:
+        """Publish a file that can be made again from others: readers see it whole, but no barrier makes it outlive a power cut.
+
+        `temp_folder` is on the same file system; folders on the way to `path` are made.
+        """
+        self.check()
+        self._make_folders(path.parent)
+        temp = temp_folder / f"{TEMP_PREFIX}{os.urandom(8).hex()}"
+        fd = self._guard(temp, lambda: self._os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS, 0o644))
+        try:
+            self._guard(temp, lambda: self._write_all(fd, [data], 0))
+            self._guard(path, lambda: self._os.rename(temp, path))
+        except BaseException:
+            self.discard(temp)
+            raise
+        finally:
+            os.close(fd)
+
+    def _make_folders(self, folder: Path) -> None:
+        if not folder.is_dir():
+            self._make_folders(folder.parent)
+            self._guard(folder, lambda: self._os.mkdir(folder, 0o755))
+
+    def drop_folder(self, folder: Path) -> None:
+        """Remove a folder of derived files; one that is already gone, or holds what cannot be removed, is left."""
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return
+        for name in names:
+            self.discard(folder / name)
+        try:
+            self._os.rmdir(folder)
+        except OSError as e:
+            if e.errno not in _NO_SPACE and e.errno not in (errno.EIO, errno.ENOTEMPTY):
+                raise
+
+    def move(self, path: Path, final: Path) -> None:
+        """Give a file its name in another folder, durably, and then take the old one: after a crash it has one of them, or both."""
+        self.check()
+        with contextlib.suppress(
+            FileExistsError
+        ):  # a move that a crash cut short; the names of packs tell their content
+            self._guard(final, lambda: self._os.link(path, final))
+        self.sync_folder(final.parent)
+        self._guard(path, lambda: self._os.unlink(path))
+        self.sync_folder(path.parent)
+
+    def remove(self, path: Path) -> None:
+        """Unlink a file; unlike `discard` an error is one. The caller syncs the folder once for all that it removed."""
+        self.check()
+        self._guard(path, lambda: self._os.unlink(path))
 
     def discard(self, path: Path) -> None:
         """Remove a file that nothing refers to; one that is already gone is fine."""
@@ -161,8 +220,12 @@ class Files:
 class AppendFile:
     """A file that only grows: each `append` is one write at the known end and one fdatasync."""
 
-    def __init__(self, files: Files, path: Path, end: int) -> None:
-        """Open `path`, cut it to `end` bytes if it is longer, and sync it: what is in it counts as durable from here on."""
+    def __init__(self, files: Files, path: Path, end: int, doubtful: int | None = None) -> None:
+        """Open `path`, cut it to `end` bytes if it is longer, and sync it: what is in it counts as durable from here on.
+
+        The bytes from `doubtful` on (default: none) are written again first. If a sync of them failed in an earlier process, they
+        may be in memory only, in pages that count as clean: a sync alone would then not write them and report success.
+        """
         self._files = files
         self._path = path
         self._fd = os.open(path, os.O_WRONLY | _FLAGS)
@@ -170,10 +233,19 @@ class AppendFile:
         try:
             if os.fstat(self._fd).st_size > end:
                 files._guard(path, lambda: files._os.ftruncate(self._fd, end))
+            if doubtful is not None:
+                self._write_again(doubtful)
             files.barrier(path, lambda: files._os.fsync(self._fd))
         except BaseException:
             os.close(self._fd)
             raise
+
+    def _write_again(self, start: int) -> None:
+        with self._path.open("rb") as source:
+            source.seek(start)
+            while start < self.end and (chunk := source.read(min(_CHUNK_BYTES, self.end - start))):
+                write = functools.partial(self._files._write_all, self._fd, [chunk], start)
+                start = self._files._guard(self._path, write)
 
     def append(self, buffers: Sequence[Buffer]) -> None:
         """Write and fdatasync. When the write fails the file is cut back, so no torn bytes stay behind it."""
@@ -193,3 +265,59 @@ class AppendFile:
     def close(self) -> None:
         """Close the descriptor; nothing is pending."""
         os.close(self._fd)
+
+
+class TempFile:
+    """A temporary file that is written and synced in pieces, for whoever must not stay away long; then published or discarded."""
+
+    def __init__(self, files: Files, folder: Path) -> None:
+        files.check()
+        self._files = files
+        self.path = folder / f"{TEMP_PREFIX}{os.urandom(8).hex()}"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _FLAGS
+        self._fd = files._guard(self.path, lambda: files._os.open(self.path, flags, 0o644))
+        self._end = 0
+        self._unsynced_bytes = 0
+        self._syncing: threading.Thread | None = None
+
+    def write(self, data: Buffer) -> Iterator[None]:
+        """Write at the end; syncs what has gathered, in steps: a sync of everything at the end would take as long as the whole file."""
+        start = self._end
+        self._end = self._files._guard(self.path, lambda: self._files._write_all(self._fd, [data], start))
+        self._unsynced_bytes += self._end - start
+        yield
+        if self._unsynced_bytes >= _SYNC_BYTES:
+            yield from self.sync()
+
+    def sync(self) -> Iterator[None]:
+        """Sync all that was written. A slow disk keeps a thread waiting, not the caller, who gets a step every few milliseconds."""
+        self._unsynced_bytes = 0
+        self._syncing = threading.Thread(target=self._sync, daemon=True)
+        self._syncing.start()
+        while self._syncing.is_alive():
+            self._syncing.join(_WAIT_S)
+            yield
+        self._files.check()
+
+    def _sync(self) -> None:
+        with contextlib.suppress(RecurosError):  # it has poisoned the store, which is where the caller finds it
+            self._files.barrier(self.path, lambda: self._files._os.fsync(self._fd))
+
+    def publish(self, final: Path) -> None:
+        """Give the file, all of which is synced, its name, and make the name durable."""
+        assert not self._unsynced_bytes, f"{self.path} is published before its last sync"
+        self._close()
+        self._files.publish(self.path, final)
+
+    def discard(self) -> None:
+        """Remove it; a file that was published stays."""
+        self._close()
+        self._files.discard(self.path)
+
+    def _close(self) -> None:
+        if self._syncing is not None:
+            self._syncing.join()  # its descriptor must not become another file's
+            self._syncing = None
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1

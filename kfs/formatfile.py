@@ -14,7 +14,7 @@ from kfs.checkpoint import PublicKey
 from syscalls.errors import RecurosError
 
 MAJOR: Final = 1
-MINOR: Final = 0
+MINOR: Final = 1
 NAME: Final = "recuros-kfs"
 _BYTES_MAX: Final = 4_096
 
@@ -57,7 +57,7 @@ def read_format(path: Path) -> Format:
         )
     try:
         found = Format(str(row["store"]), PublicKey.parse(str(row["key"])), int(row["minor"]))
-    except (KeyError, TypeError, ValueError) as e:
+    except (KeyError, TypeError, ValueError, OverflowError) as e:
         raise RecurosError("E9-INTEGRITY", f"{path} is malformed: {e}") from e
     if found.text() != data or found.key.name != origin(found.store_id):
         raise RecurosError("E9-INTEGRITY", f"{path} is not in its canonical form")

@@ -62,13 +62,13 @@ class Known:
         found_draft = self._drafts.get(draft)
         return None if found_draft is None else found_draft[0]
 
-    def add(self, record: Record, draft: bytes) -> None:
-        """Remember a stamped record that is in the ledger, or about to be."""
-        self._add_commit(record, record.seq)
+    def add(self, record: Record, draft: bytes, seq: int, t_wall: int) -> None:
+        """Remember a record that is in the ledger under `seq`, or about to be."""
+        self._add_commit(record, seq)
         if record.kind is RecordKind.BOOT:
-            for old in [known for known, (_, t_wall) in self._drafts.items() if t_wall != record.t_wall]:
+            for old in [known for known, (_, at) in self._drafts.items() if at != t_wall]:
                 del self._drafts[old]
-        self._drafts[draft] = record.seq, record.t_wall
+        self._drafts[draft] = seq, t_wall
         while len(self._drafts) > DRAFTS_KEPT:
             self._drafts.popitem(last=False)
 

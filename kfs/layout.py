@@ -9,6 +9,7 @@ Responsible for: names. Refuses: touching the disk.
     RUN/store/ledger/      the append-only record file
     RUN/store/tile/        hash tiles (C2SP tlog-tiles paths)
     RUN/store/trash/       packs waiting out their grace
+    RUN/store/index.sqlite which pack holds which object; disposable
     RUN/keys/              signing keys and the highest signed size, mode 0600
 """
 
@@ -21,6 +22,7 @@ from pathlib import Path
 PACK_SUFFIX = ".safetensors"
 TEMP_PREFIX = ".tmp-"
 _PACK_NAME = re.compile(r"[0-9a-f]{64}\.safetensors\Z")
+_TRASH_NAME = re.compile(r"(x|[0-9]{1,19})-([0-9]{1,19})-([0-9a-f]{64})\.safetensors\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +72,15 @@ class Layout:
         return self.store / "trash"
 
     @property
+    def index(self) -> Path:
+        """Which pack holds which object; disposable."""
+        return self.store / "index.sqlite"
+
+    def trashed(self, plan: str, at: int, digest: str) -> Path:
+        """A pack in its grace: given up by record `plan` ("x": by none), moved when the ledger held `at` records."""
+        return self.trash / f"{plan}-{at}-{digest}{PACK_SUFFIX}"
+
+    @property
     def keys(self) -> Path:
         """The folder of signing keys, beside the store."""
         return self.store.parent / "keys"
@@ -94,3 +105,9 @@ class Layout:
 def pack_digest(name: str) -> str | None:
     """The digest in a pack's file name, or None when the name is not that of a pack."""
     return name[:64] if _PACK_NAME.match(name) else None
+
+
+def trash_parts(name: str) -> tuple[str, int, str] | None:
+    """(plan, at, digest) of a file name in the trash, or None when the name is not of that form; see `Layout.trashed`."""
+    found = _TRASH_NAME.match(name)
+    return (found[1], int(found[2]), found[3]) if found else None

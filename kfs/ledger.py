@@ -73,6 +73,7 @@ class LedgerReader:
         self._offsets = array("Q")  # of each record's bytes
         self._lengths = array("I")
         self._tree = CompactRange()
+        self.leaves = bytearray()  # the leaf hash of every record that the tree covers
         self.end = len(MAGIC)
         self.damage: Damage | None = None
         if os.pread(self._fd, len(MAGIC), 0) != MAGIC:
@@ -181,8 +182,13 @@ class LedgerReader:
     def grow_tree(self, size: int) -> CompactRange:
         """The tree after hashing records up to `size`; it never shrinks."""
         for data in self.records(self._tree.size, size):
-            self._tree.append(leaf_hash(data))
+            self._add_leaf(data)
         return self._tree
+
+    def _add_leaf(self, record: bytes) -> None:
+        leaf = leaf_hash(record)
+        self.leaves += leaf
+        self._tree.append(leaf)
 
     def close(self) -> None:
         """Close the file."""
@@ -196,6 +202,8 @@ class LedgerWriter(LedgerReader):
         """Recover: cut off an invalid final frame past `signed_size` (see `notes`); refuse every other damage."""
         super().__init__(path)
         self.notes: list[str] = []
+        self._unhashed: list[bytes] = []  # the last records, which the tree does not cover yet
+        self._unhashed_bytes = 0
         damage = self.damage
         try:
             if damage is not None and (damage.offset < len(MAGIC) or damage.valid_after or damage.seq < signed_size):
@@ -209,7 +217,10 @@ class LedgerWriter(LedgerReader):
                 self.notes.append(
                     f"cut an unfinished write of {cut_bytes} bytes off the ledger after record {damage.seq - 1}: {damage.reason}"
                 )
-            self._file = AppendFile(files, path, self.end)
+            # What is signed was synced before it was signed. Of the records after it, nobody here knows whether a sync failed.
+            in_frame = _HEAD.size + _LENGTH.size
+            unsigned = self._offsets[signed_size] - in_frame if self.size > signed_size else None
+            self._file = AppendFile(files, path, self.end, unsigned)
             self.damage = None
         except BaseException:
             os.close(self._fd)
@@ -222,15 +233,27 @@ class LedgerWriter(LedgerReader):
         data = frame(self.size, records)
         if len(data) > FRAME_BYTES_MAX:
             raise RecurosError("E2-LIMIT", f"a batch of {len(data)} bytes; the limit is {FRAME_BYTES_MAX}")
-        self.grow_tree(self.size)
         self._file.append([data])
         at = self.end + _HEAD.size
         for record in records:
             self._offsets.append(at + _LENGTH.size)
             self._lengths.append(len(record))
-            self._tree.append(leaf_hash(record))
             at += _LENGTH.size + len(record)
         self.end = self._file.end
+        # The tree is not needed to acknowledge: these bytes are hashed when somebody asks for the root.
+        self._unhashed += records
+        self._unhashed_bytes += len(data)
+        if self._unhashed_bytes > _CHUNK_BYTES:
+            self.grow_tree(self.size)
+
+    def grow_tree(self, size: int) -> CompactRange:
+        """As the reader's; what was appended here is hashed from memory."""
+        if self._unhashed:
+            super().grow_tree(self.size - len(self._unhashed))
+            for record in self._unhashed:
+                self._add_leaf(record)
+            self._unhashed, self._unhashed_bytes = [], 0
+        return super().grow_tree(size)
 
     def close(self) -> None:
         """Close both descriptors."""

@@ -97,9 +97,14 @@ def object_id(dtype: str, shape: Sequence[int], data: Buffer) -> str:
         raise RecurosError(
             "E2-LIMIT", f"{dtype} of shape {list(shape)} takes {expected} bytes; the buffer has {view.nbytes}"
         )
-    hasher = blake3(_DOMAIN + " ".join([dtype, *map(str, shape)]).encode() + b"\n")
-    hasher.update(view)
-    return f"{ALGORITHM}:{hasher.hexdigest()}"
+    hashing = hasher(dtype, shape)
+    hashing.update(view)
+    return f"{ALGORITHM}:{hashing.hexdigest()}"
+
+
+def hasher(dtype: str, shape: Sequence[int]) -> blake3:
+    """A hasher that has taken what precedes an object's bytes: the id is `ALGORITHM:` and its digest after them."""
+    return blake3(_DOMAIN + " ".join([dtype, *map(str, shape)]).encode() + b"\n")
 
 
 def id_of(item: NewObject) -> str:

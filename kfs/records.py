@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,7 @@ class RecordKind(enum.StrEnum):
     SCHED_ADMIT = "sched.admit"
     SCHED_REFUSE = "sched.refuse"
     SCHED_SET = "sched.set"
+    SCHED_DISPATCH = "sched.dispatch"
     WINDOW_GRANT = "window.grant"
     WINDOW_COMMIT = "window.commit"
     WINDOW_MISS = "window.miss"
@@ -93,6 +95,8 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.SCHED_ADMIT: _SCHED_ARGS,
     RecordKind.SCHED_REFUSE: _SCHED_ARGS,
     RecordKind.SCHED_SET: _SCHED_ARGS,
+    # rows: [t_mono, server, number of the method or 0 for a job that goes on after a yield], in order; see kernel/replay.py
+    RecordKind.SCHED_DISPATCH: {"boot": "key", "rows": "list"},
     RecordKind.WINDOW_GRANT: {
         "window": "int",
         "boot": "key",
@@ -134,6 +138,13 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.GC_DONE: {"plan_seq": "int", "packs": "int", "bytes": "int"},
     RecordKind.FAULT: {"name": "str", "code": "str", "message": "str"},
 }
+# Arguments that came later: older records lack them, and what writes records may leave them out.
+#   inputs   config: papers of the run; weights, gate: what the batches were weighted by; evidence: trace and probe maps ("" or {}: none)
+#   cancelled: queued calls that the revocation took back; taken: the capability itself went too
+OPTIONAL_ARGS: Final[dict[RecordKind, dict[str, str]]] = {
+    RecordKind.WINDOW_COMMIT: {"inputs": "map"},
+    RecordKind.CAP_REVOKE: {"cancelled": "int", "taken": "bool"},
+}
 _ARG_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "int": (int,),
     "num": (int, float),
@@ -145,6 +156,13 @@ _ARG_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "id": (str,),
     "plain": (type(None), bool, int, float, str, bytes, list, dict),
 }
+# Types that fit without a second look; others (subclasses, ids) get one. What follows from a type's name alone is worked out once.
+_EXACTLY: Final[dict[str, tuple[type, ...]]] = {
+    name: found
+    for base, types in _ARG_TYPES.items()
+    if base != "id"
+    for name, found in ((base, types), (base + "?", (*types, type(None))))
+} | {"id": (), "id?": (type(None),)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,11 +235,18 @@ FIELDS: Final = (
 )
 
 
+_ROW: Final = operator.attrgetter(*FIELDS)
+_KIND: Final = FIELDS.index("kind")
+# What a draft's bytes begin with: an array of 17, v = 1, seq = -1. Then t_mono, and t_wall = 0 in one byte.
+_DRAFT_HEAD: Final = b"\xdc\x00\x11\x01\xff"
+_HEAD: Final = _DRAFT_HEAD[:-1]
+
+
 def encode(record: Record) -> bytes:
     """The bytes of a record or draft; E2-LIMIT names the field that does not fit."""
     _validate(record)
-    row = [getattr(record, name) for name in FIELDS]
-    row[FIELDS.index("kind")] = record.kind.value
+    row = list(_ROW(record))
+    row[_KIND] = record.kind.value
     try:
         data: bytes = msgpack.packb(row, use_bin_type=True)
     except (ValueError, TypeError, OverflowError, RecursionError) as e:
@@ -234,6 +259,17 @@ def encode(record: Record) -> bytes:
             hint="store it as an object",
         )
     return data
+
+
+def stamp(draft: bytes, record: Record, seq: int, t_wall: int) -> bytes:
+    """`encode(record.stamped(seq, t_wall))`, given `draft` = `encode(record)`: what was checked is not checked again."""
+    if not (0 <= seq < _I64_END and 0 < t_wall < _I64_END):
+        raise RecurosError("E2-LIMIT", f"record {record.kind}: seq {seq} or t_wall {t_wall} is out of range")
+    mono: bytes = msgpack.packb(record.t_mono)
+    rest = len(_DRAFT_HEAD) + len(mono)
+    if not draft.startswith(_DRAFT_HEAD + mono + b"\0"):
+        raise RecurosError("E2-LIMIT", f"record {record.kind}: only a draft can be stamped")
+    return b"".join((_HEAD, msgpack.packb(seq), mono, msgpack.packb(t_wall), draft[rest + 1 :]))
 
 
 def decode(data: bytes) -> Record:
@@ -283,11 +319,13 @@ def check_args(kind: RecordKind, args: Mapping[str, Any]) -> None:
     """Refuse args that do not fit the schema of the kind: E2-LIMIT names the argument."""
     schema = ARGS[kind]
     if args.keys() != schema.keys():
+        schema = {**schema, **{k: v for k, v in OPTIONAL_ARGS.get(kind, {}).items() if k in args}}
+    if args.keys() != schema.keys():
         missing, extra = sorted(schema.keys() - args.keys()), sorted(map(repr, args.keys() - schema.keys()))
         raise RecurosError("E2-LIMIT", f"record {kind}: missing args {missing}, extra args {extra}")
     for name, wanted in schema.items():
         value = args[name]
-        if value is None and wanted.endswith("?"):
+        if type(value) in _EXACTLY[wanted]:
             continue
         base = wanted.rstrip("?")
         fits = isinstance(value, _ARG_TYPES[base]) and (base in ("bool", "plain") or not isinstance(value, bool))
@@ -298,49 +336,69 @@ def check_args(kind: RecordKind, args: Mapping[str, Any]) -> None:
 
 
 def _validate(record: Record) -> None:
-    _check(record, "v", record.v == VERSION and type(record.v) is int)
-    draft = record.seq == DRAFT_SEQ and record.t_wall == 0
-    _check(record, "seq", type(record.seq) is int and (draft or 0 <= record.seq < _I64_END))
-    _check(record, "t_wall", type(record.t_wall) is int and (draft or 0 < record.t_wall < _I64_END))
-    _check(record, "t_mono", type(record.t_mono) is int and 0 <= record.t_mono < _I64_END)
-    _check(record, "actor", type(record.actor) is str and 0 < len(record.actor) <= NAME_CHARS_MAX)
-    _check(record, "cap_id", type(record.cap_id) is int and NO_CAP <= record.cap_id < 1 << 32)
-    _check(record, "kind", isinstance(record.kind, RecordKind))
-    _check(record, "generation", type(record.generation) is int and 0 <= record.generation < 1 << 32)
-    for name in ("parent_snap", "result_snap"):
-        value = getattr(record, name)
-        _check(record, name, value is None or is_object_id(value))
-    for name in ("code_id", "env_id", "rng_before", "rng_after"):
-        value = getattr(record, name)
-        _check(record, name, value is None or (type(value) is str and _DIGEST.match(value) is not None))
-    inputs = record.input_ids
-    _check(record, "input_ids", type(inputs) is tuple and len(inputs) <= INPUTS_MAX and all(map(is_object_id, inputs)))
-    _check(record, "args", type(record.args) is dict)
-    check_args(record.kind, record.args)
-    _check_plain(record, "args", record.args, DEPTH_MAX)
-    _check_plain(record, "data_cursor", record.data_cursor, DEPTH_MAX)
-
-
-def _check(record: Record, name: str, ok: bool) -> None:
-    if not ok:
+    name = _unfit(record)
+    if name:
         raise RecurosError(
             "E2-LIMIT", f"record {record.kind!s:.40}: field {name} cannot be {getattr(record, name)!r:.120}"
         )
+    check_args(record.kind, record.args)
+    _check_plain(record, "args", record.args, DEPTH_MAX)
+    if record.data_cursor is not None:
+        _check_plain(record, "data_cursor", record.data_cursor, DEPTH_MAX)
+
+
+def _unfit(record: Record) -> str:
+    """The first field that cannot be what it is; empty when all can. On the path of every append, so it is written for speed."""
+    seq, t_wall, inputs = record.seq, record.t_wall, record.input_ids
+    draft = seq == DRAFT_SEQ and t_wall == 0
+    if record.v != VERSION or type(record.v) is not int:
+        return "v"
+    if type(seq) is not int or not (draft or 0 <= seq < _I64_END):
+        return "seq"
+    if type(t_wall) is not int or not (draft or 0 < t_wall < _I64_END):
+        return "t_wall"
+    if type(record.t_mono) is not int or not 0 <= record.t_mono < _I64_END:
+        return "t_mono"
+    if type(record.actor) is not str or not 0 < len(record.actor) <= NAME_CHARS_MAX:
+        return "actor"
+    if type(record.cap_id) is not int or not NO_CAP <= record.cap_id < 1 << 32:
+        return "cap_id"
+    if type(record.kind) is not RecordKind:
+        return "kind"
+    if type(record.generation) is not int or not 0 <= record.generation < 1 << 32:
+        return "generation"
+    if type(inputs) is not tuple or len(inputs) > INPUTS_MAX or not all(map(is_object_id, inputs)):
+        return "input_ids"
+    if type(record.args) is not dict:
+        return "args"
+    for name in ("parent_snap", "result_snap"):
+        value = getattr(record, name)
+        if value is not None and not is_object_id(value):
+            return name
+    for name in ("code_id", "env_id", "rng_before", "rng_after"):
+        value = getattr(record, name)
+        if value is not None and (type(value) is not str or _DIGEST.match(value) is None):
+            return name
+    return ""
+
+
+_NO_CONTENT: Final = frozenset({str, float, bool, bytes, type(None)})
 
 
 def _check_plain(record: Record, name: str, value: Any, depth: int) -> None:
     kind = type(value)
-    if kind is int:
-        if not _I64_MIN <= value < _I64_END:
-            raise RecurosError("E2-LIMIT", f"record {record.kind}: {name} holds {value}, which is not a 64-bit integer")
-    elif kind is dict or kind is list:
+    if kind is dict or kind is list:
         if depth == 0:
             raise RecurosError("E2-LIMIT", f"record {record.kind}: {name} nests deeper than {DEPTH_MAX}")
-        if kind is dict and not all(type(key) is str for key in value):
+        if kind is dict and not all([type(key) is str for key in value]):
             raise RecurosError("E2-LIMIT", f"record {record.kind}: {name} holds a map whose keys are not all text")
         for item in value.values() if kind is dict else value:
-            _check_plain(record, name, item, depth - 1)
-    elif kind not in (str, float, bool, bytes, type(None)):
+            if type(item) not in _NO_CONTENT:
+                _check_plain(record, name, item, depth - 1)
+    elif kind is int:
+        if not _I64_MIN <= value < _I64_END:
+            raise RecurosError("E2-LIMIT", f"record {record.kind}: {name} holds {value}, which is not a 64-bit integer")
+    elif kind not in _NO_CONTENT:
         raise RecurosError(
             "E2-LIMIT", f"record {record.kind}: {name} holds a {kind.__name__}; only plain data is allowed"
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from servers.manifest_tables import Manifest, ModelSpec
+from servers.manifest_tables import Manifest, ModelSpec, Server
 from servers.models import directory as model_directory
 from syscalls import abi
 from syscalls.errors import RecurosError
@@ -269,6 +269,14 @@ def _check_servers(path: Path, manifest: Manifest) -> None:
                     f"{name!r} has rank {stanza.rank} and cannot call {callee!r} of rank {servers[callee].rank}",
                     "a server calls servers of strictly lower rank only, so that no cycle can wait for itself",
                 )
+        if stanza.mailbox.policy == "drop-oldest" and not abi.may_drop(name):
+            raise _refuse(
+                path,
+                f"server.{name}.mailbox.policy",
+                f"{name!r} answers more than telemetry, and nothing else may be dropped",
+                'policy = "reject" or policy = "block"',
+            )
+        _check_reservation(path, name, stanza)
         if not _importable(stanza.entry):
             raise _refuse(
                 path,
@@ -286,6 +294,37 @@ def _check_servers(path: Path, manifest: Manifest) -> None:
             f"{', '.join(on_lane)} are all 'edf', and there is one lane",
             "leave one server in class edf and put the others into class fair",
         )
+
+
+def _check_reservation(path: Path, name: str, stanza: Server) -> None:
+    key = f"server.{name}"
+    given = [stanza.budget_ms, stanza.period_ms, stanza.deadline_ms]
+    if stanza.cls == "edf":
+        if any(given):
+            raise _refuse(path, f"{key}.budget-ms", "the learner's reservation is [window]", "set it there")
+        if stanza.overrun not in (None, "rollback", "kill"):
+            what = f"{stanza.overrun!r} is for fair servers: a window is not paused or moved"
+            raise _refuse(path, f"{key}.overrun", what, "rollback or kill")
+        return
+    if not any(given):
+        if stanza.overrun:
+            hint = "add budget-ms and period-ms, or drop overrun"
+            raise _refuse(path, f"{key}.overrun", f"{name!r} has no reservation to overrun", hint)
+        return
+    if not stanza.budget_ms or not stanza.period_ms:
+        hint = "give both budget-ms and period-ms"
+        raise _refuse(path, f"{key}.budget-ms", "half a reservation", hint)
+    deadline_ms = stanza.deadline_ms or stanza.period_ms
+    if not stanza.budget_ms <= deadline_ms <= stanza.period_ms:
+        raise _refuse(
+            path,
+            f"{key}.budget-ms",
+            f"needs budget-ms = {stanza.budget_ms} <= deadline-ms = {deadline_ms} <= period-ms = {stanza.period_ms}",
+            "lower the budget or raise the others",
+        )
+    if stanza.overrun not in (None, "throttle", "postpone", "kill"):
+        hint = "throttle, postpone or kill"
+        raise _refuse(path, f"{key}.overrun", f"{stanza.overrun!r} is for windows, and {name!r} runs none", hint)
 
 
 def _check_right(path: Path, key: str, right: str) -> None:

@@ -33,6 +33,7 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ("`[[probe]]`", tables.Probe),
     ("`[operator]`", tables.Operator),
     ("`[server.NAME]`", tables.Server),
+    ("`[server.NAME] mailbox`", tables.Mailbox),
 )
 INTRO: Final = """\
 # The manifest
@@ -119,7 +120,7 @@ def _shape(schema: dict[str, Any]) -> str:
         low, high = schema.get("minItems"), schema.get("maxItems")
         count = f"{low} of " if low is not None and low == high else ""
         return f"list of {count}{_shape(schema['items'])}"
-    if schema.get("type") == "object":
+    if schema.get("type") == "object" or "$ref" in schema:
         return "table"
     return f"{TYPES[schema['type']]}{_bounds(schema)}"
 
@@ -143,6 +144,8 @@ def _number(value: float) -> str:
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
+    if isinstance(value, Table):
+        return "its defaults"
     return f'"{value}"' if isinstance(value, str) else str(value)
 
 

@@ -304,6 +304,17 @@ class Operator(Table):
     """What whoever opens the operator's socket may do."""
 
 
+class Mailbox(Table):
+    """Bounds of a server's mailbox, and what happens at them."""
+
+    messages: Annotated[int, Field(ge=1, le=65_536)] = limits.MAILBOX_MESSAGES_DEFAULT
+    """Bound in messages."""
+    bytes: Annotated[int, Field(ge=4_096, le=1 << 30)] = limits.MAILBOX_BYTES_DEFAULT
+    """Bound in bytes."""
+    policy: Literal["reject", "block", "drop-oldest"] = "reject"
+    """When it is full: refuse the call, let its caller wait, or (`gpu` only) refuse the oldest."""
+
+
 class Server(Table):
     """One server process."""
 
@@ -321,10 +332,16 @@ class Server(Table):
     """`snapshot`: from the last committed state."""
     weight: Annotated[int, Field(ge=1, le=10_000)] = 100
     """Share of the background's time."""
-    mailbox_messages: Annotated[int, Field(ge=1, le=65_536)] = limits.MAILBOX_MESSAGES_DEFAULT
-    """Bound of its mailbox in messages."""
-    mailbox_bytes: Annotated[int, Field(ge=4_096, le=1 << 30)] = limits.MAILBOX_BYTES_DEFAULT
-    """Bound of its mailbox in bytes."""
+    mailbox: Mailbox = Mailbox()
+    """Where calls wait for it."""
+    budget_ms: Milliseconds | None = None
+    """CPU time that a fair server has reserved for its jobs in each period; absent: its weight's share. The learner's is `[window]`."""
+    period_ms: Milliseconds | None = None
+    """How often the budget is given. Reserved servers share one background slot, and boot refuses what does not fit it."""
+    deadline_ms: Milliseconds | None = None
+    """From its wake to the end of its budget; absent: the period."""
+    overrun: Literal["rollback", "throttle", "postpone", "kill"] | None = None
+    """What happens when the budget is used up, see docs/design/overrun.md. Absent: the learner `rollback`, others `throttle`."""
     config: dict[str, Any] = {}
     """Handed to the server as it is."""
 

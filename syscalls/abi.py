@@ -204,10 +204,15 @@ SYSCALLS: Final[tuple[Row, ...]] = (
     Row(10, "cap_list", (_a("principal", "str", "empty: the caller", ""),), (_a("caps", "list"),),
         "Capabilities of a principal: slot, kind, object, rights, badge, parent."),
     Row(11, "cap_derive", (_a("cap", "int"), _a("rights", "list", "names; a subset of the parent's"),
-                           _a("to", "str", "receiving principal; empty: the caller", ""), _a("badge", "str", "", "")),
+                           _a("to", "str", "receiving principal; empty: the caller", ""), _a("badge", "str", "", ""),
+                           _a("dry_run", "bool", "check, and change nothing", False)),
         (_a("slot", "int"), _a("seq", "int", "", -1)), "Derive a capability with fewer rights; excess is rejected.", R.GRANT),
-    Row(12, "cap_revoke", (_a("cap", "int"),), (_a("removed", "int"), _a("seq", "int", "", -1)),
+    Row(12, "cap_revoke", (_a("cap", "int"), _a("dry_run", "bool", "count, and change nothing", False)),
+        (_a("removed", "int"), _a("cancelled", "int", "queued calls taken back", 0), _a("seq", "int", "", -1)),
         "Remove every capability derived from this one; it stays itself.", R.REVOKE),
+    Row(13, "cap_take", (_a("principal", "str", "the holder"), _a("cap", "int"), _a("dry_run", "bool", "count, and change nothing", False)),
+        (_a("removed", "int"), _a("cancelled", "int", "queued calls taken back", 0), _a("seq", "int", "", -1)),
+        "Take a capability, and every one derived from it, from its holder. Servers: only what is derived from their own.", R.REVOKE),
     # --- pages and channels ------------------------------------------------------------------------------------------
     Row(20, "page_release", (_a("page", "int", "handle"),), (), "Give a page handle back.", oneway=True),
     Row(21, "page_list", (), (_a("pages", "list"),), "Pages of the caller: handle, bytes, writer."),
@@ -262,6 +267,18 @@ SYSCALLS: Final[tuple[Row, ...]] = (
         (_a("scores", "map"), _a("seq", "int", "", -1)), "Score a snapshot on data no gradient has seen.", R.STEER),
     Row(62, "interrupt", (_a("kind", "str", "pause | resume | stop"), _a("reason", "str", "", "")), _SEQ,
         "Interrupt the learner; pause and stop go straight to the kernel.", R.INTERRUPT),
+    # --- storage -------------------------------------------------------------------------------------------------------
+    Row(70, "kfs_gc", (_a("ids", "list", "what to give up, as recuros kfs gc plans it"), _a("scores", "list", "the utility of each"),
+                       _a("reason", "str", "", ""), _a("dry_run", "bool", "check, and change nothing", False)),
+        (_a("seq", "int", "number of the gc.plan record", -1), _a("pending", "list", "plans that are not done")),
+        "Give snapshots and artifacts up; the archivist collects them in the background.", R.STEER),
+    # --- probe programs ------------------------------------------------------------------------------------------------
+    Row(63, "rl_load_probe", (_a("program", "bytes", "encoded oBPF, see the instruction set's page"),),
+        (_a("digest", "str", "sha256:HEX"), _a("certificate", "map", "what was proved: cost, visits, instructions, hook, ..."), _a("seq", "int", "", -1)),
+        "Verify a probe program and keep it, to be attached by its digest.", R.ATTACH_PROBE),
+    Row(64, "probe_programs", (), (_a("programs", "list"),), "Programs loaded in this boot: digest, object, hook, owner, certificate, probes."),
+    Row(65, "probe_page", (_a("id", "int"),), (_a("page", "page", "0: this probe keeps no page"),),
+        "The page that holds a probe's maps, to be read while the learner writes.", R.READ_TRACE),
 )
 
 METHODS: Final[tuple[Row, ...]] = (
@@ -282,6 +299,12 @@ METHODS: Final[tuple[Row, ...]] = (
         "Store a snapshot durably in one pack; objects already held are not sent again.", R.KFS_APPEND, server="archivist"),
     Row(113, "put", (_a("objects", "list", "[kind, name] of arrays of the page"), _a("page", "page", "made by pack_arrays")),
         (_a("ids", "list", "empty string for a name that the page does not hold"),), "Store objects durably.", R.KFS_APPEND, server="archivist"),
+    Row(114, "gc", (_a("ids", "list", "what to give up: roots of snapshots, artifacts"), _a("scores", "list", "the utility of each"),
+                    _a("reason", "str"), _a("actor", "str"), _a("cap", "int"), _a("dry_run", "bool")),
+        (_a("seq", "int", "number of the gc.plan record, -1 for a dry run"), _a("pending", "list", "plans that are not done")),
+        "Record a plan and carry it out in the background; refused as a whole when it lists something pinned.", server="archivist"),
+    Row(118, "keep", (_a("kind", "str"), _a("data", "bytes")), (_a("id", "str"),), "Store a small object durably; it fits a frame.", server="archivist"),
+    Row(119, "fetch", (_a("id", "str"),), (_a("data", "bytes"),), "A small object's bytes, checked against its id.", server="archivist"),
     # --- dataset -------------------------------------------------------------------------------------------------------
     Row(120, "fill", (_a("window", "int"), _a("phase", "map"), _a("step0", "int", "stream position in batches"), _a("steps", "int"),
                       _a("weights", "str", "object id of the sample weights, empty: all one"), _a("gate", "map")),
@@ -298,11 +321,17 @@ METHODS: Final[tuple[Row, ...]] = (
     Row(132, "committed", (_a("window", "int"),), (), "The window is durable; its base may be forgotten.", server="learner", oneway=True),
     Row(133, "restore", (_a("snapshot", "str"),), (_a("restored", "str", "root id of the state now"),),
         "Load a snapshot from KFS; empty builds the initial state.", server="learner"),
-    Row(134, "attach", (_a("id", "int"), _a("hook", "str"), _a("prog", "str"), _a("every", "int")),
-        (_a("sites", "list"), _a("step", "int")), "Attach an admitted probe.", server="learner"),
+    Row(134, "attach", (_a("id", "int"), _a("hook", "str"), _a("prog", "str"), _a("every", "int"),
+                        _a("admitted", "map", "of a program: object, certificate, dims, rights", {})),
+        (_a("sites", "list"), _a("step", "int"), _a("page", "page", "the maps; 0: none", 0)), "Attach an admitted probe.", server="learner"),
     Row(135, "detach", (_a("id", "int"),), (_a("step", "int"),), "Detach a probe.", server="learner"),
     Row(136, "probes", (_a("id", "int", "0: all, without maps", 0),), (_a("probes", "list"), _a("sites", "list"), _a("maps", "map")),
         "Probe counters, sites, and the maps of one probe.", server="learner"),
+    Row(137, "match", (_a("hook", "str"), _a("prog", "str", "a built-in to compile; empty: none", "")),
+        (_a("sites", "list"), _a("dims", "map", "largest size of each symbolic dimension"), _a("extra", "int", "units that the hook itself costs a firing"),
+         _a("pairs", "int", "mapped pairs of layers", 1),
+         _a("backend", "str", "jit | vm: what would run a program"), _a("program", "bytes", "of the built-in", b"")),
+        "The sites that a hook selects, and the sizes that a program would see there.", server="learner"),
     # --- observer ------------------------------------------------------------------------------------------------------
     Row(140, "trace", (_a("window", "int"), _a("snapshot", "str"), _a("metrics", "map"), _a("maps", "map"), _a("policy", "map"), _a("page", "page")),
         (), "Evidence of a staged window; answered by policy_submit.", server="observer"),
@@ -320,6 +349,15 @@ SYSCALL_BY_NR: Final = {row.nr: row for row in SYSCALLS}
 SYSCALL_BY_NAME: Final = {row.name: row for row in SYSCALLS}
 METHOD_BY_NR: Final = {row.nr: row for row in METHODS}
 METHOD_BY_NAME: Final = {row.qualified: row for row in METHODS}
+
+
+TELEMETRY: Final = frozenset({"gpu.inventory", "gpu.telemetry"})
+"""Methods whose answers are gauges: an old question may be dropped for a newer one."""
+
+
+def may_drop(server: str) -> bool:
+    """Whether every method of a server is telemetry, so that its mailbox may drop the oldest."""
+    return all(row.qualified in TELEMETRY for row in METHODS if row.server == server)
 
 
 def method_of(server: str, name: str) -> Row:

@@ -21,20 +21,34 @@ PAGES_PER_PRINCIPAL_MAX: Final = 256
 CAPS_PER_PRINCIPAL_MAX: Final = 4_096
 MAILBOX_MESSAGES_DEFAULT: Final = 64
 MAILBOX_BYTES_DEFAULT: Final = 4 << 20
+REPLAY_IDS_KEPT: Final = 1_024
+"""Numbers of calls that a session is remembered to have used; older ones than these are refused, too."""
+MAILBOX_POLICIES: Final = ("reject", "block", "drop-oldest")
+"""What a full mailbox does: refuse the new call, let its caller wait, or refuse the oldest call that waits."""
 MAILBOX_CREDIT: Final = 8
 """Deliveries a server may have taken and not answered yet; the rest wait in the kernel, where they are counted."""
 CALLS_PENDING_MAX: Final = 256
 """Calls of one principal that wait for an answer."""
+UNREAD_BYTES_MAX: Final = 16 << 20
+"""Answers that wait in the kernel for one peer that does not read; more are dropped and counted."""
 HANDSHAKES_PER_SECOND_MAX: Final = 200
 OPERATORS_MAX: Final = 64
 EVENTS_KEPT: Final = 4_096
 """Recent events the kernel keeps for operators; older ones are in the ledger."""
 PROBES_MAX: Final = 64
+PROGRAMS_MAX: Final = 64
+"""Loaded probe programs; the oldest that no probe uses makes room for a new one."""
+PROGRAM_CHECKS_MAX: Final = 8
+"""Programs that are being verified at one time."""
+PROBE_SHARE_MAX: Final = 0.25
+"""Share of a window's budget that all loaded probe programs together may take, by their proven cost."""
 SERVERS_MAX: Final = 32
 PHASES_MAX: Final = 64
 RECORD_BYTES_MAX: Final = (64 << 10) - 1
 BATCH_RECORDS_MAX: Final = 256
 """Records in one append to the archivist."""
+DISPATCHES_PER_RECORD_MAX: Final = 512
+"""Decisions of the fair class that wait in the kernel's memory for the next commit; a crash may lose so many."""
 RUN_PATH_BYTES_MAX: Final = 107
 """sun_path of a Unix socket less its terminator."""
 

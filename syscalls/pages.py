@@ -38,6 +38,8 @@ ITEM_BYTES: Final = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I
 }  # fmt: skip
 OFFER: Final = 1
 MAP: Final = 2
+MAP_FOR: Final = 3
+"""An operator's MAP: the page socket knows its process, and this names which of the process's sessions holds the handle."""
 
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
@@ -59,7 +61,13 @@ class WritePage:
         """Drop mapping and descriptor; readers keep theirs. Views taken from `view` must be gone."""
         self.view.release()
         self._map.close()
-        os.close(self.fd)
+        self.close_descriptor()
+
+    def close_descriptor(self) -> None:
+        """Keep the mapping only: a page that was offered and is written on lives as long as something refers to `view`."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
 
 
 class ReadPage:
@@ -98,9 +106,13 @@ def check_seals(fd: int) -> int:
 
 
 class PageSocket:
-    """A server's end of the side socket: offer a page and get a handle, map a handle and get a descriptor."""
+    """A peer's end of the side socket: offer a page and get a handle, map a handle and get a descriptor.
 
-    def __init__(self, path: Path) -> None:
+    A server is known by its process. An operator names its `principal`, and may map only.
+    """
+
+    def __init__(self, path: Path, principal: str = "") -> None:
+        self._principal = principal
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         self._sock.settimeout(30.0)
         self._sock.connect(str(path))
@@ -113,7 +125,8 @@ class PageSocket:
 
     def map(self, handle: int) -> ReadPage:
         """Map a page that the kernel gave this principal a handle for."""
-        self._sock.send(msgpack.packb([MAP, handle]))
+        wish = [MAP_FOR, handle, self._principal] if self._principal else [MAP, handle]
+        self._sock.send(msgpack.packb(wish))
         size, fd = self._answer(want_fd=True)
         return ReadPage(fd, size, handle)
 

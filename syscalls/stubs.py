@@ -34,13 +34,19 @@ class Stubs(Peer):
         """Capabilities of a principal: slot, kind, object, rights, badge, parent."""
         return self.syscall("cap_list", principal=principal)
 
-    def cap_derive(self, *, cap: int, rights: list[Any], to: str = "", badge: str = "") -> dict[str, Any]:
+    def cap_derive(
+        self, *, cap: int, rights: list[Any], to: str = "", badge: str = "", dry_run: bool = False
+    ) -> dict[str, Any]:
         """Derive a capability with fewer rights; excess is rejected."""
-        return self.syscall("cap_derive", cap=cap, rights=rights, to=to, badge=badge)
+        return self.syscall("cap_derive", cap=cap, rights=rights, to=to, badge=badge, dry_run=dry_run)
 
-    def cap_revoke(self, *, cap: int) -> dict[str, Any]:
+    def cap_revoke(self, *, cap: int, dry_run: bool = False) -> dict[str, Any]:
         """Remove every capability derived from this one; it stays itself."""
-        return self.syscall("cap_revoke", cap=cap)
+        return self.syscall("cap_revoke", cap=cap, dry_run=dry_run)
+
+    def cap_take(self, *, principal: str, cap: int, dry_run: bool = False) -> dict[str, Any]:
+        """Take a capability, and every one derived from it, from its holder. Servers: only what is derived from their own."""
+        return self.syscall("cap_take", principal=principal, cap=cap, dry_run=dry_run)
 
     def page_release(self, *, page: int) -> dict[str, Any]:
         """Give a page handle back."""
@@ -143,3 +149,19 @@ class Stubs(Peer):
     def interrupt(self, *, kind: str, reason: str = "") -> dict[str, Any]:
         """Interrupt the learner; pause and stop go straight to the kernel."""
         return self.syscall("interrupt", kind=kind, reason=reason)
+
+    def kfs_gc(self, *, ids: list[Any], scores: list[Any], reason: str = "", dry_run: bool = False) -> dict[str, Any]:
+        """Give snapshots and artifacts up; the archivist collects them in the background."""
+        return self.syscall("kfs_gc", ids=ids, scores=scores, reason=reason, dry_run=dry_run)
+
+    def rl_load_probe(self, *, program: bytes) -> dict[str, Any]:
+        """Verify a probe program and keep it, to be attached by its digest."""
+        return self.syscall("rl_load_probe", program=program)
+
+    def probe_programs(self) -> dict[str, Any]:
+        """Programs loaded in this boot: digest, object, hook, owner, certificate, probes."""
+        return self.syscall("probe_programs")
+
+    def probe_page(self, *, id: int) -> dict[str, Any]:
+        """The page that holds a probe's maps, to be read while the learner writes."""
+        return self.syscall("probe_page", id=id)

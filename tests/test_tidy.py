@@ -50,7 +50,8 @@ def table() -> dict[str, Any]:
     """The ABI as data: what two sides of different builds must agree on."""
 
     def column(arg: abi.Arg) -> list[Any]:
-        return [arg.name, arg.kind] if arg.required else [arg.name, arg.kind, arg.default]
+        default = arg.default.hex() if isinstance(arg.default, bytes) else arg.default
+        return [arg.name, arg.kind] if arg.required else [arg.name, arg.kind, default]
 
     def row(r: abi.Row) -> dict[str, Any]:
         return {

@@ -15,6 +15,7 @@ import click
 
 from console.context import Context, Table
 from console.verb import noun, verb
+from console.verbs import kfs_proof, kfs_space, kfs_time
 from syscalls.errors import RecurosError
 
 if TYPE_CHECKING:
@@ -157,16 +158,30 @@ def _json(value: Any) -> str:
 @verb(
     "verify",
     "Recompute every object, record and root against the signed checkpoint, and name what is wrong.",
-    examples=("recuros kfs verify", "recuros kfs verify --fast", "recuros kfs verify --json"),
+    examples=(
+        "recuros kfs verify",
+        "recuros kfs verify --fast --json",
+        "recuros kfs verify --key key.pub --checkpoint checkpoint.last-week",
+    ),
     right=RIGHT,
     exits=(4, 9),
 )
 @click.option("--fast", is_flag=True, help="The ledger only, not the objects.")
-def verify(ctx: Context, fast: bool) -> int:
+@click.option("--key", metavar="FILE|STRING", help="The store's public key, kept elsewhere.")
+@click.option(
+    "--checkpoint",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="A checkpoint kept elsewhere, from which the log must have grown.",
+)
+def verify(ctx: Context, fast: bool, key: str | None, checkpoint: Path | None) -> int:
     """Audit the store; 0 when nothing is wrong, 9 otherwise."""
+    from kfs.anchor import read_key, read_note_file
     from kfs.verify import verify as audit
 
-    report = audit(_store_dir(ctx), fast=fast)
+    known = None if key is None else read_key(key)
+    anchor = None if checkpoint is None else read_note_file(checkpoint)
+    report = audit(_store_dir(ctx), fast=fast, key=known, anchor=anchor)
     doc = {
         "schema": "recuros.kfs.verify/v1",
         "ok": report.ok,
@@ -175,9 +190,13 @@ def verify(ctx: Context, fast: bool) -> int:
         "root": report.root,
         "signed": report.signed,
         "fast": report.fast,
+        "key": "store" if report.own_key else "given",
+        "anchored": report.anchored,
         "problems": [{"what": p.what, "where": p.where, "detail": p.detail} for p in report.problems],
+        "notes": report.notes,
     }
-    ctx.emit(doc, _verdict(report))
+    notes = [f"note: {note}" for note in report.notes[:PROBLEMS_SHOWN_MAX]]
+    ctx.emit(doc, "\n".join([_verdict(report), *notes]))
     return 0 if report.ok else INTEGRITY
 
 
@@ -185,11 +204,28 @@ def _verdict(report: Report) -> str:
     objects = "objects not read (--fast)" if report.fast else f"{report.objects} objects"
     scope = f"{report.records} records ({report.signed} signed), {objects}, root {report.root or '-'}"
     if report.ok:
-        return f"ok: {scope}"
+        return "\n".join([f"ok: {scope}", *_trust(report)])
     shown = [f"  {p.what} {p.where}: {p.detail}" for p in report.problems[:PROBLEMS_SHOWN_MAX]]
     if len(report.problems) > PROBLEMS_SHOWN_MAX:
         shown.append(f"  and {len(report.problems) - PROBLEMS_SHOWN_MAX} more; --json lists them all")
     return "\n".join([f"DAMAGED: {len(report.problems)} problems in {scope}", *shown])
+
+
+def _trust(report: Report) -> list[str]:
+    """What the answer rests on: with nothing from elsewhere it does not bind the owner of this machine."""
+    lines = []
+    if report.anchored is not None:
+        lines.append(f"the log grew from the given checkpoint of {report.anchored} records")
+    if not report.own_key:
+        lines.append("signed by the given key")
+    elif report.anchored is None:
+        lines.append(
+            "verified with the key in the store itself, which proves nothing against whoever owns this machine; "
+            "keep the key and a checkpoint elsewhere and give them: --key, --checkpoint"
+        )
+    else:
+        lines.append("the key is the store's own; keep it elsewhere too and give it: --key")
+    return lines
 
 
 @verb(
@@ -255,4 +291,10 @@ def cat(ctx: Context, id_: str) -> None:
 
 
 for command in (log, show, verify, ls, cat):
+    kfs.add_command(command)
+for command in (kfs_proof.prove, kfs_proof.export):
+    kfs.add_command(command)
+for command in (kfs_time.at, kfs_time.diff, kfs_time.checkout):
+    kfs.add_command(command)
+for command in (kfs_space.gc, kfs_space.fsck):
     kfs.add_command(command)

@@ -1,34 +1,47 @@
-"""Probes: list, attach, detach, and read their maps while the learner runs."""
+"""Probes: list, load, attach and detach; see `probe_file` and `probe_maps` for the rest of the noun."""
 
 from __future__ import annotations
 
-import json
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from console.context import Context, Table, plain
+from console import programs
+from console.context import Context, Table
 from console.verb import noun, verb
+from console.verbs.probe_file import check, dump, show
+from console.verbs.probe_maps import stats, trace
+from syscalls.errors import RecurosError
 
-FIRST: Final = ("id", "hook", "program", "prog", "every")
+if TYPE_CHECKING:
+    from probes.isa import Bytecode
+    from syscalls.client import Client
+
+FIRST: Final = ("id", "hook", "program", "backend", "every", "fired", "cost_ns", "drops", "evicted", "owner")
+WIDE: Final = ("sites", "prog", "object", "total_ns", "units", "window_cost_ns", "reason")
+BUILTIN: Final = "builtin:"
 
 probe = noun("probe", "Attach, read and detach probes.")
 
 
 @verb(
     "ls",
-    "Attached probes with their counters; --sites lists the hook sites, --programs what can be attached.",
+    "Attached probes with their counters; --sites lists the hook sites, --programs the built-ins, --loaded the programs.",
     examples=("recuros probe ls", "recuros probe ls --sites", "recuros probe ls --programs"),
     exits=(3, 124),
 )
 @click.option("--sites", is_flag=True, help="The hook sites of the running models instead.")
-@click.option("--programs", is_flag=True, help="The built-in programs instead; needs no runtime.")
-def ls(ctx: Context, sites: bool, programs: bool) -> None:
+@click.option("--programs", "builtins", is_flag=True, help="The built-in programs instead; needs no runtime.")
+@click.option("--loaded", is_flag=True, help="The programs loaded in this boot instead.")
+def ls(ctx: Context, sites: bool, builtins: bool, loaded: bool) -> None:
     """Print one row a probe, site or program."""
-    if programs:
-        _programs(ctx)
+    if builtins:
+        _builtins(ctx)
         return
     with ctx.client() as client:
+        if loaded:
+            _loaded(ctx, client.probe_programs()["programs"])
+            return
         answer = client.probe_list()
     if sites:
         rows = [site if isinstance(site, dict) else {"site": site} for site in answer["sites"]]
@@ -41,7 +54,7 @@ def ls(ctx: Context, sites: bool, programs: bool) -> None:
     there = _keys(rows)
     keys = sorted(there, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     table = Table(
-        rows, {k: k.upper().replace("_", " ") for k in keys}, wide=("sites",), key="id", empty="no probe is attached"
+        rows, {k: k.upper().replace("_", " ") for k in keys}, wide=WIDE, key="id", empty="no probe is attached"
     )
     ctx.emit({"schema": "recuros.probe.ls/v1", "probes": rows}, table)
 
@@ -50,7 +63,16 @@ def _keys(rows: list[dict[str, Any]]) -> list[str]:
     return list(dict.fromkeys(key for row in rows for key, value in row.items() if not isinstance(value, dict)))
 
 
-def _programs(ctx: Context) -> None:
+def _loaded(ctx: Context, found: list[dict[str, Any]]) -> None:
+    rows = [{**{k: v for k, v in p.items() if k != "certificate"}, "cost": p["certificate"]["cost"]} for p in found]
+    columns = {
+        key: key.upper() for key in ("digest", "name", "hook", "every", "bytes", "cost", "probes", "owner", "seq")
+    }
+    table = Table(rows, {**columns, "object": "OBJECT"}, wide=("object",), key="digest", empty="no program is loaded")
+    ctx.emit({"schema": "recuros.probe.loaded/v1", "programs": found}, table)
+
+
+def _builtins(ctx: Context) -> None:
     from probes.catalogue import BUILTINS, PREFIX
 
     rows = [
@@ -70,23 +92,63 @@ def _programs(ctx: Context) -> None:
 
 
 @verb(
-    "attach",
-    "Attach PROGRAM at HOOK of the running learner.",
-    examples=(
-        "recuros probe attach builtin:rms 'on_forward:student/blocks.*'",
-        "recuros probe attach builtin:cka on_kd_step --every 10",
-        "recuros probe attach builtin:ece,bins=10 on_kd_step --json",
-    ),
+    "load",
+    "Compile FILE, have the kernel verify it, and keep it, to be attached by its digest.",
+    examples=("recuros probe load rms.py", "recuros probe load layers.obpf --json", "recuros probe load saved.obpfc"),
     right="attach-probe",
     exits=(3, 4, 5, 8, 75, 124),
 )
+@click.argument("file")
+def load(ctx: Context, file: str) -> None:
+    """Load and print the digest."""
+    found = programs.compile_name(file)
+    with ctx.client() as client:
+        for program, answer in zip(found, _load(client, found), strict=True):
+            document = {"schema": "recuros.probe.load/v1", "name": program.name, **answer}
+            proved = answer["certificate"]
+            ctx.emit(
+                document,
+                f"{answer['digest']}  {program.name} for {program.hook}: {proved['instructions']} instructions,"
+                f" at most {proved['cost']} units a firing, ledger seq {answer['seq']}",
+            )
+
+
+def _load(client: Client, found: list[Bytecode]) -> list[dict[str, Any]]:
+    from probes import isa
+
+    return [client.rl_load_probe(program=isa.encode(program)) for program in found]
+
+
+@verb(
+    "attach",
+    "Attach PROGRAM (builtin:NAME, a FILE, a one-liner, or sha256:HEX of what was loaded) at HOOK [the program's own].",
+    examples=(
+        "recuros probe attach builtin:cka on_kd_step --every 10",
+        "recuros probe attach rms.py 'on_forward:student/blocks.*' --every 5",
+        "recuros probe attach 'on_forward:student/blocks.* { @rms[layer] = hist(rms(x)) }'",
+    ),
+    right="attach-probe and read-trace",
+    exits=(3, 4, 5, 6, 8, 75, 124),
+)
 @click.argument("program")
-@click.argument("hook")
+@click.argument("hook", default="")
 @click.option("--every", type=click.IntRange(0), default=0, metavar="STEPS", help="Cadence [the program's own].")
 def attach(ctx: Context, program: str, hook: str, every: int) -> None:
     """Attach and print the id."""
+    if program.startswith(BUILTIN) and not hook:
+        raise RecurosError("E2-USAGE", f"{program} needs a hook", hint=f"recuros probe attach {program} HOOK")
+    if program.startswith((BUILTIN, programs.DIGEST_PREFIX)):
+        with ctx.client() as client:
+            _attach(ctx, client, hook, program, every)
+        return
+    found = programs.compile_name(program)
     with ctx.client() as client:
-        answer = client.rl_attach_probe(hook=hook, prog=program, every=every)
+        for answer in _load(client, found):  # all are verified before the first is attached
+            _attach(ctx, client, hook, answer["digest"], every)
+
+
+def _attach(ctx: Context, client: Client, hook: str, prog: str, every: int) -> None:
+    answer = client.rl_attach_probe(hook=hook, prog=prog, every=every)
     ctx.changed("recuros.probe.attach/v1", answer, f"probe {answer['id']} at {len(answer['sites'])} sites")
 
 
@@ -105,30 +167,5 @@ def detach(ctx: Context, probe_id: int) -> None:
     ctx.changed("recuros.probe.detach/v1", answer, f"probe {probe_id} detached")
 
 
-@verb(
-    "stats",
-    "Read the maps of probe ID while the learner runs.",
-    examples=("recuros probe stats 1", "recuros probe stats 1 --json", "recuros probe stats 2 --timeout 5"),
-    right="read-trace",
-    exits=(3, 4, 5, 124),
-)
-@click.argument("probe_id", metavar="ID", type=int)
-def stats(ctx: Context, probe_id: int) -> None:
-    """Print the maps, a line a figure."""
-    with ctx.client() as client:
-        maps = client.probe_read(id=probe_id)["maps"]
-    lines = [f"{name}  {value}" for name, value in _leaves(plain(maps))]
-    ctx.emit(
-        {"schema": "recuros.probe.stats/v1", "id": probe_id, "maps": maps}, "\n".join(lines) or "its maps are empty"
-    )
-
-
-def _leaves(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested maps as dotted names; lists of numbers stay on one line."""
-    if isinstance(value, dict):
-        return [leaf for key, below in value.items() for leaf in _leaves(below, f"{name}.{key}" if name else str(key))]
-    return [(name, f"{value:.6g}" if isinstance(value, float) else json.dumps(value))]
-
-
-for _command in (ls, attach, detach, stats):
+for _command in (ls, show, check, load, attach, detach, dump, stats, trace):
     probe.add_command(_command)

@@ -1,7 +1,9 @@
-"""The replay reservation: show it, change it, ask whether another would be admitted."""
+"""Reservations: show them, change the learner's, ask whether another would be admitted, and what the schedule was."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -12,7 +14,7 @@ from syscalls.errors import RecurosError
 
 REFUSED: Final = 6
 
-sched = noun("sched", "The replay reservation and its admission.")
+sched = noun("sched", "Reservations, their admission, and the schedule that was.")
 _MS: Final = click.IntRange(1, 86_400_000)
 
 
@@ -100,5 +102,48 @@ def admit(ctx: Context, name: str, dry_run: bool, budget_ms: int, period_ms: int
     return 0 if answer["admitted"] else REFUSED
 
 
-for _command in (show, set_, admit):
+@verb(
+    "trace",
+    "Write the schedule that the ledger holds to FILE, as a Chrome trace: windows, dispatches, overruns of every boot.",
+    examples=(
+        "recuros sched trace schedule.json",
+        "recuros sched trace schedule.json --run runs/first",
+        "recuros sched trace /tmp/schedule.json --json",
+    ),
+    right="none: it reads the files of the run directory, and those need the file system's permission",
+    exits=(3, 4, 9),
+)
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+def trace(ctx: Context, file: Path) -> None:
+    """Replay the ledger's decisions; https://ui.perfetto.dev and chrome://tracing open the file."""
+    from console.trace import chrome
+    from kernel.replay import replay
+    from kfs.store import Store
+
+    with Store.open_reader(ctx.run / "store") as store:
+        found = list(store.records())
+    schedules = replay(found)
+    events = chrome(schedules, found)
+    try:
+        file.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}), encoding="utf-8")
+    except OSError as e:
+        raise RecurosError("E2-USAGE", f"cannot write {file}: {e.strerror}", hint="name another file") from e
+    windows = sum(e["ph"] == "X" for e in events)
+    cut = sum(not s.whole for s in schedules)
+    doc = {
+        "file": str(file),
+        "boots": len(schedules),
+        "windows": windows,
+        "events": len(events),
+        "boots_not_whole": cut,
+    }
+    text = (
+        f"{file}: {len(schedules)} boots, {windows} windows, {len(events)} events; open it in https://ui.perfetto.dev"
+    )
+    if cut:
+        text += f"\n{cut} boots did not end with a halt: dispatches after their last batch are not known"
+    ctx.emit({"schema": "recuros.sched.trace/v1", **doc}, text)
+
+
+for _command in (show, set_, admit, trace):
     sched.add_command(_command)

@@ -1,7 +1,8 @@
 """The archivist's handlers: the one process that writes the store.
 
 Responsible for: `open` (what recovery needs to know), `append` (stamped, durable, each draft once), `stage` (a snapshot in one
-pack) and `put` (objects in one pack); signing after the answers are out. Refuses: ids that do not match the bytes in the page,
+pack) and `put` (objects in one pack); signing after the answers are out; between deliveries, in short steps, carrying out the plans
+of `gc` and (with `compact = true` in its stanza's config) compacting old packs. Refuses: ids that do not match the bytes in the page,
 index rows that point outside it.
 """
 
@@ -12,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from kfs.objects import NewObject
+from kfs.compactor import Compactor
+from kfs.gc import Collector
+from kfs.objects import NewObject, blob
 from kfs.records import Record, RecordKind, decode
 from kfs.store import Store, StoreWriter
 from syscalls import limits
@@ -36,7 +39,14 @@ class ArchivistService:
             "append": self.append,
             "stage": self.stage,
             "put": self.put,
+            "gc": self.gc,
+            "keep": self.keep,
+            "fetch": self.fetch,
         }
+        self._collector = Collector(self.store)
+        self._sweeps = 0
+        self._compactor = Compactor(self.store) if kernel.config.get("compact") is True else None
+        self._told: set[str] = set()
         size, root = self.store.head()
         self.info: dict[str, Any] = {"size": size, "root": root, "notes": self.store.notes}
 
@@ -49,10 +59,28 @@ class ArchivistService:
                 if error.code != "E9-NOSPACE" or self.store.poisoned:
                     raise
                 print(f"checkpoint postponed: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
-        return False
+        return self._background()
+
+    def _background(self) -> bool:
+        """One short step of what nobody waits for; True when there is more."""
+        busy = self._collector.step()
+        if self._compactor is not None:
+            if self._collector.sweeps != self._sweeps:
+                self._compactor.abandon()  # the packs that it was reading may have gone
+                self._sweeps = self._collector.sweeps
+            busy = busy or self._compactor.step()
+        notes = [*self._collector.notes, *(self._compactor.figures.notes if self._compactor is not None else ())]
+        for note in notes:
+            if note not in self._told:
+                self._told.add(note)
+                print(note, file=sys.stderr, flush=True)  # noqa: T201 - the server's log
+        return busy or (self.store.catalog.index_due() and self.store.catalog.update_index())
 
     def drain(self) -> None:
-        """Sign everything and let the lock go."""
+        """Sign everything and let the lock go; a plan in hand is carried on with by the next archivist."""
+        if self._compactor is not None:
+            self._compactor.abandon()
+        self._collector.abandon()
         self.store.close()
 
     def open(self, boot: str) -> dict[str, Any]:
@@ -89,7 +117,10 @@ class ArchivistService:
         return {"seqs": seqs, "size": size, "root": root}
 
     def stage(self, window: int, refs: dict[str, str], index: list[Any], page: int) -> dict[str, Any]:
-        """Store a snapshot; `index` rows [id, dtype, shape, offset, nbytes] place the new objects in the raw page."""
+        """Store a snapshot; `index` rows [id, dtype, shape, offset, nbytes] place the new objects in the raw page.
+
+        A sixth item names the kind of an object that is stored beside the snapshot and not part of it.
+        """
         for path, ref in refs.items():
             if not isinstance(ref, str):
                 raise RecurosError("E2-WIRE", f"snapshot path {path:.80} must name an object id, got {ref!r:.80}")
@@ -125,6 +156,31 @@ class ArchivistService:
             source.close()
         return {"ids": [ids.get((row[0], row[1]), "") for row in objects]}
 
+    def keep(self, kind: str, data: bytes) -> dict[str, Any]:
+        """Store bytes that came in the frame: durable when this returns."""
+        return {"id": self.store.put([blob(data, kind)])[0]}
+
+    def fetch(self, id: str) -> dict[str, Any]:
+        """A small object's bytes; E2-LIMIT when they would not fit a frame."""
+        stored = self.store.get(id)
+        if stored.data.nbytes > TAIL_BYTES_MAX:
+            raise RecurosError(
+                "E2-LIMIT", f"object {id} has {stored.data.nbytes} bytes; a frame takes {TAIL_BYTES_MAX}"
+            )
+        return {"data": bytes(stored.data)}
+
+    def gc(self, ids: list[Any], scores: list[Any], reason: str, actor: str, cap: int, dry_run: bool) -> dict[str, Any]:
+        """Record a plan; the sweep follows between deliveries."""
+        if not all(isinstance(score, float | int) and not isinstance(score, bool) for score in scores):
+            raise RecurosError("E2-WIRE", "the scores of a plan are numbers")
+        if dry_run:
+            self._collector.check(ids, scores)
+            return {"seq": -1, "pending": self._collector.pending}
+        seq = self._collector.begin(ids, scores, reason, actor=actor, cap_id=cap)
+        if self._compactor is not None:
+            self._compactor.abandon()
+        return {"seq": seq, "pending": self._collector.pending}
+
 
 def _draft(data: Any) -> Record:
     if not isinstance(data, bytes):
@@ -137,11 +193,11 @@ def _draft(data: Any) -> Record:
 
 def _indexed(row: Any, view: memoryview) -> tuple[str, NewObject]:
     match row:
-        case [str(claimed), str(dtype), list(shape), int(offset), int(length)]:
+        case [str(claimed), str(dtype), list(shape), int(offset), int(length), *rest] if not rest or len(rest) == 1:
             if not 0 <= offset <= offset + length <= view.nbytes:
                 raise RecurosError("E2-WIRE", f"object {claimed:.80} points outside its page of {view.nbytes} bytes")
-            return claimed, NewObject(dtype, tuple(shape), view[offset : offset + length], "snapshot")
-    raise RecurosError("E2-WIRE", f"an index row must be [id, dtype, shape, offset, nbytes], got {row!r:.120}")
+            return claimed, NewObject(dtype, tuple(shape), view[offset : offset + length], str(*rest) or "snapshot")
+    raise RecurosError("E2-WIRE", f"an index row must be [id, dtype, shape, offset, nbytes, kind?], got {row!r:.120}")
 
 
 def _kind_and_name(row: Any) -> tuple[str, str]:

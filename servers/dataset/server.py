@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from kfs.store import Store
 from servers.dataset import digits, jsonl, text
-from servers.dataset.stream import Stream, Weights, check_weights, page_rows
+from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
 from servers.dataset.table import SPLITS, Table, data_error
 from syscalls.pages import WritePage, pack_arrays
 from syscalls.serve import Handler, Kernel, serve
@@ -115,18 +115,7 @@ class DatasetService:
 
     def _weights(self, weights: str, gate: dict[str, Any]) -> Weights | None:
         """The weights in force, with the gate's closed samples at zero; None when there is neither."""
-        unknown = sorted(set(gate) - {"mask"})
-        if unknown:
-            raise data_error(f"gate criterion {unknown[0]!r} is not a list of samples", 'a gate is {} or {"mask": id}')
-        n = self.stream.n_train
-        values: Weights | None = None
-        if weights:
-            values = check_weights(self._object(weights, "F32"), n, f"weights {weights}")
-        if gate.get("mask"):
-            mask = check_weights(self._object(str(gate["mask"]), "U8"), n, f"gate {gate['mask']}")
-            open_samples = (mask > 0).astype(np.float32)
-            values = open_samples if values is None else values * open_samples
-        return values
+        return sample_weights(self.stream.n_train, weights, gate, self._object)
 
     def _object(self, object_id: str, dtype: str) -> NDArray[Any]:
         """An object of the store, checked against its id; the store exists once anything has been put into it."""

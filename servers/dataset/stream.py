@@ -9,6 +9,7 @@ Epoch e of a phase is a permutation of the training samples seeded by (seed, pha
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -103,6 +104,26 @@ def batch_weights(weights: Weights | None, ids: NDArray[np.int64]) -> tuple[Weig
     if total <= 0.0:
         return ones, True
     return (chosen * (len(ids) / total)).astype(np.float32), False
+
+
+def sample_weights(
+    n_train: int, weights: str, gate: Mapping[str, Any], read: Callable[[str, str], NDArray[Any]]
+) -> Weights | None:
+    """The weights object in force, with the gate's closed samples at zero; None when there is neither.
+
+    `read(object id, dtype)` gives an object of the store.
+    """
+    unknown = sorted(set(gate) - {"mask"})
+    if unknown:
+        raise data_error(f"gate criterion {unknown[0]!r} is not a list of samples", 'a gate is {} or {"mask": id}')
+    values: Weights | None = None
+    if weights:
+        values = check_weights(read(weights, "F32"), n_train, f"weights {weights}")
+    if gate.get("mask"):
+        mask = check_weights(read(str(gate["mask"]), "U8"), n_train, f"gate {gate['mask']}")
+        open_samples = (mask > 0).astype(np.float32)
+        values = open_samples if values is None else values * open_samples
+    return values
 
 
 def check_weights(values: NDArray[Any], n_train: int, where: str) -> Weights:

@@ -72,7 +72,7 @@ class Engine:
     """
 
     def __init__(self, spec: dict[str, Any], seed: int, dispatcher: Dispatcher | None = None) -> None:
-        _deterministic(int(spec.get("threads", 1)))
+        deterministic(int(spec.get("threads", 1)))
         torch.manual_seed(seed)
         self._generator = torch.Generator().manual_seed(seed)
         self._dispatcher = dispatcher
@@ -264,6 +264,7 @@ class Engine:
             labels=rows.targets,
             ids=self._row_ids(rows, out, batch),
             hidden=pairs,
+            temperature=self.kd.temperature,
         )
 
     def _trace(self, rows: Rows, out: Output, batch: Batch) -> Seen | Trace:
@@ -354,6 +355,13 @@ class Engine:
         role.arena.flat.mul_(mask)
         self._ema.mul_(mask)
         role.version += 1
+
+    def pruned_matrices(self) -> list[tuple[str, Tensor, Tensor]]:
+        """Name, mask (1 where a weight is kept, 0 where it is pruned) and values of each matrix of the student."""
+        arena = self.roles["student"].arena
+        mask = torch.ones_like(arena.flat) if self._mask is None else self._mask
+        rows = zip(arena.slots, arena.views(mask), arena.views(arena.flat), strict=True)
+        return [(slot.path, kept, values) for slot, kept, values in rows if len(slot.shape) > 1]
 
     def param_count(self, role: str) -> int:
         """Parameters of a role's model."""
@@ -499,6 +507,11 @@ class Engine:
             owners["projector"] = self._projector_arena
         return owners
 
+    @property
+    def pair_names(self) -> list[str]:
+        """Names of the pairs of layers that `on_kd_step` hands out."""
+        return [f"{student}:{teacher}" for student, teacher in self._layer_map()]
+
     def _layer_map(self) -> tuple[tuple[int, int], ...]:
         student, teacher = (self.roles[r].model.num_layers for r in ("student", "teacher"))
         return checked_map(self.kd.layer_map, student, teacher)
@@ -569,7 +582,7 @@ def _adamw_settings(values: dict[str, Any]) -> dict[str, Any]:
     return keywords
 
 
-def _deterministic(threads: int) -> None:
+def deterministic(threads: int) -> None:
     """One thread and deterministic kernels, for this process."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True)

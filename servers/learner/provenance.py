@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from blake3 import blake3
 
-SOURCES = ("servers/learner", "servers/models", "probes", "kfs", "syscalls")
+SOURCES = ("servers/learner", "servers/models", "servers/dataset", "probes", "kfs", "syscalls")
 
 
 def code_digest() -> str:
@@ -25,6 +25,13 @@ def code_digest() -> str:
             hasher.update(f"{file.relative_to(root).as_posix()} {len(data)}\n".encode())
             hasher.update(data)
     return f"b3:{hasher.hexdigest()}"
+
+
+def code_files() -> dict[str, str]:
+    """Path -> 16 digits of the BLAKE3 of each file that `code_digest` covers, and of the policies', so that a change has a name."""
+    root = Path(__file__).resolve().parents[2]
+    files = [file for folder in (*SOURCES, "servers/observer") for file in sorted((root / folder).rglob("*.py"))]
+    return {file.relative_to(root).as_posix(): blake3(file.read_bytes()).hexdigest()[:16] for file in files}
 
 
 def environment_digest(facts: dict[str, str]) -> str:

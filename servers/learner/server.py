@@ -18,22 +18,27 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from kfs.store import Store
-from probes import library
+from probes.helpers.subject import Subject
 from probes.hooks import Dispatcher
 from servers.learner.engine import Engine, StepMetrics
-from servers.learner.phase import phase_of
+from servers.learner.entry import batches_of, enter
+from servers.learner.papers import Extras, papers_of
+from servers.learner.programs import Programs, Saved
 from servers.learner.provenance import code_digest, environment, environment_digest
 from servers.learner.state import DTYPES, Leaf, byte_view, tensor_of
-from servers.learner.trace import COLUMNS, Trace, joined
+from servers.learner.subject import subject_of
+from servers.learner.trace import COLUMNS, joined
 from servers.models.hf import HfModel
 from servers.models.model import Batch
 from syscalls.errors import RecurosError
-from syscalls.pages import ALIGN, Array, ReadPage, WritePage, pack_arrays, unpack_arrays
+from syscalls.pages import ALIGN, ReadPage, WritePage, pack_arrays
 from syscalls.peer import Begun
 from syscalls.serve import Handler, Kernel, serve
 
 PROGRESS_STEPS: Final = 5
 PROGRESS_NS: Final = 100_000_000
+MAPS_REPORT_BYTES_MAX: Final = 256 << 10
+"""Of the maps of all programs in what a window reports; the rest is in their pages."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class Held:
 
     root: str
     leaves: Mapping[str, Leaf]
-    maps: dict[int, dict[str, Any]] = field(default_factory=dict)
+    maps: dict[int, Saved] = field(default_factory=dict)
 
 
 class _Aborted(Exception):  # noqa: N818 - control flow inside one window, not an error of anybody
@@ -81,6 +86,8 @@ class LearnerService:
         self._bases: dict[int, Held] = {}
         self._stored: set[str] = set()
         self._reader: Store | None = None
+        self._last_batch: Batch = {}
+        self._programs = Programs(kernel, self._dispatcher, self._refreshed, self._subject)
         self._engine = self._build()
         leaves = self._engine.capture()
         self._state = Held(self._engine.root_of(leaves), leaves)
@@ -93,6 +100,7 @@ class LearnerService:
             "attach": self.attach,
             "detach": self.detach,
             "probes": self.probes,
+            "match": self.match,
         }
         env = environment()
         self.info: dict[str, Any] = {
@@ -105,6 +113,8 @@ class LearnerService:
             "device": "cpu",
             "base": self._state.root,
         }
+        self.info["config"], self._papers = papers_of(kernel.config, env, self.info["code"])
+        self._logs_evidence = (kernel.config.get("policy") or {}).get("pack") != "static"  # a control looks at none
 
     def _build(self) -> Engine:
         config = self._kernel.config
@@ -122,9 +132,14 @@ class LearnerService:
         return bool(self._grants)
 
     def drain(self) -> None:
-        """Nothing is held outside this process; what was staged is durable."""
+        """Nothing is held outside this process but the compiler; what was staged is durable."""
+        self._programs.close()
         if self._reader is not None:
             self._reader.close()
+
+    def _subject(self) -> Subject | None:
+        """The models on the batch trained on last, for helpers that look at a window's end."""
+        return subject_of(self._engine, self._dispatcher, self._last_batch) if self._last_batch else None
 
     def _evicted(self, probe: int, reason: str) -> None:
         self._kernel.syscall("probe_evicted", id=probe, step=self._engine.phase_step, reason=reason)
@@ -137,8 +152,13 @@ class LearnerService:
 
     def abort(self, window: int, reason: str) -> None:
         """Give a window up: noted while one runs, done at once otherwise. One that is not held was rolled back before."""
+        dropped = [g for g in self._grants if g.window >= window]
         self._grants = deque(g for g in self._grants if g.window < window)
+        for grant in dropped:
+            self._kernel.release(grant.page)
         if window not in self._bases:
+            if any(g.window == window for g in dropped):
+                self._not_begun(window, reason)
             return
         aborted = _Aborted(window, reason)
         if self._running >= 0:
@@ -150,6 +170,7 @@ class LearnerService:
     def committed(self, window: int) -> None:
         """Forget the base of a window that is durable."""
         self._bases.pop(window, None)
+        self._papers = {}  # stored with it
 
     def restore(self, snapshot: str) -> dict[str, Any]:
         """Load a snapshot from the store, or the state as built."""
@@ -164,20 +185,25 @@ class LearnerService:
         self._state = Held(self._engine.root_of(leaves), leaves)
         return {"restored": self._state.root}
 
-    def attach(self, id: int, hook: str, prog: str, every: int) -> dict[str, Any]:
-        """Attach a probe from the next firing on."""
-        sites = self._dispatcher.attach(id, hook, library.build(prog, every))
-        return {"sites": sites, "step": self._engine.step}
+    def match(self, hook: str, prog: str) -> dict[str, Any]:
+        """What a program at `hook` would see: the sites, and the largest sizes there; the bytes of a built-in."""
+        return self._programs.match(hook, prog, self._engine)
+
+    def attach(self, id: int, hook: str, prog: str, every: int, admitted: dict[str, Any]) -> dict[str, Any]:
+        """Attach a probe that the kernel has admitted, from the next firing on."""
+        return {**self._programs.attach(id, hook, prog, every, admitted, self._engine), "step": self._engine.step}
 
     def detach(self, id: int) -> dict[str, Any]:
         """Detach a probe."""
         self._dispatcher.detach(id)
+        self._programs.detached(id)
         return {"step": self._engine.step}
 
     def probes(self, id: int) -> dict[str, Any]:
         """Counters of all probes and every site, with the maps of one probe when it is named."""
-        maps = self._dispatcher.maps(id) if id else {}
-        return {"probes": self._dispatcher.stats(), "sites": self._dispatcher.sites(), "maps": maps}
+        maps = {**self._dispatcher.maps(id), **self._programs.taken(id)} if id else {}
+        rows = self._programs.rows(self._dispatcher.stats())
+        return {"probes": rows, "sites": self._dispatcher.sites(), "maps": maps}
 
     # --- a window ------------------------------------------------------------------------------------------------------
 
@@ -208,14 +234,19 @@ class LearnerService:
         finally:
             page.close()
         leaves = self._engine.capture()
-        staging = self._begin_stage(grant.window, leaves)
-        trace = 0
+        self._dispatcher.fire("on_snapshot")
+        self._programs.between_steps()
+        maps = self._maps_report()
+        trace, evidence = self._offer_trace(grant.window, done, maps) if self._logs_evidence else (0, {})
         try:
+            staging = self._begin_stage(grant.window, leaves, {**self._papers, **evidence})
             try:  # the archivist writes to disk meanwhile
                 root = self._engine.root_of(leaves)
                 metrics = {**self._metrics(done, step_ns), "rng": leaves["rng/engine/state"].id}
-                maps = self._maps_report()
-                trace = self._offer_trace(joined([m.trace for m in done if m.trace is not None]))
+                metrics["evidence"] = next(iter(evidence), "")
+                metrics["probe_ns"] = self._programs.spent_ns()
+                if not self._logs_evidence:  # nothing of it is stored, so it need not wait for this
+                    trace, _ = self._offer_trace(grant.window, done, maps)
             finally:
                 stored = self._finish_stage(staging)
             if stored != root:
@@ -233,17 +264,19 @@ class LearnerService:
             "window_staged", window=grant.window, snapshot=root, metrics=metrics, maps=maps, trace=trace
         )
         self._state = Held(root, leaves)
+        self._programs.between_windows()
 
     def _train(self, grant: Grant, page: ReadPage) -> tuple[list[StepMetrics], int]:
         """Every micro-step of the window; returns what they did and the nanoseconds they took."""
         self._enter(grant)
-        batches = _batches(page, grant.steps)
+        batches = batches_of(page.view, grant.steps)
         done: list[StepMetrics] = []
         started_ns = told_ns = time.monotonic_ns()
         for position, columns in enumerate(batches):
             self._pause_point(grant, check_deadline=True)
             batch: Batch = {name: tensor_of(array) for name, array in columns.items()}
             done.append(self._engine.micro_step(batch))
+            self._last_batch = batch
             self._refuse_tainted()
             now_ns = time.monotonic_ns()
             if (position + 1) % PROGRESS_STEPS == 0 or now_ns - told_ns >= PROGRESS_NS:
@@ -256,6 +289,7 @@ class LearnerService:
     def _pause_point(self, grant: Grant, *, check_deadline: bool) -> None:
         """The one point per micro-step where the kernel is heard and the deadline is checked."""
         self._kernel.pump()
+        self._programs.between_steps()
         if self._abort is not None:
             raise self._abort
         if check_deadline and (late_ns := time.monotonic_ns() - grant.deadline_ns) > 0:
@@ -264,32 +298,11 @@ class LearnerService:
             )
 
     def _enter(self, grant: Grant) -> None:
-        """Phase, policy and directives, in that order: an operator's directive outlives the start of a phase."""
-        phase = phase_of(grant.phase)
-        local = grant.step0 % phase.steps_total
-        if local == 0:
-            self._engine.begin(grant.phase)
-        elif not self._engine.is_in(grant.phase) or self._engine.phase_step != local:
-            raise RecurosError(
-                "E9-INTEGRITY",
-                f"window {grant.window} starts at step {local} of phase {phase.name!r}; "
-                f"the engine is at step {self._engine.phase_step}",
-                hint="the base does not belong to this position of the plan",
-            )
-        self._engine.apply_policy(grant.policy)
-        for directive in grant.directives:
-            self._direct(str(directive[0]), dict(directive[1]))
+        def pruned() -> None:
+            if self._dispatcher.wants("on_prune"):
+                self._dispatcher.fire("on_prune", pruned=self._engine.pruned_matrices())
 
-    def _direct(self, kind: str, args: dict[str, Any]) -> None:
-        if kind == "swap":
-            self._engine.swap(str(args["mode"]))
-        elif kind == "kd":
-            self._engine.set_kd(**args)
-        elif kind == "prune":
-            self._engine.prune(float(args["sparsity"]))
-            self._dispatcher.fire("on_prune")
-        else:
-            raise RecurosError("E1-NOSYS", f"the learner knows no directive {kind!r}", hint="swap, kd or prune")
+        enter(self._engine, grant.window, grant.phase, grant.step0, grant.policy, grant.directives, pruned)
 
     def _refuse_tainted(self) -> None:
         if self._dispatcher.tainted:
@@ -298,15 +311,15 @@ class LearnerService:
 
     # --- staging and rolling back ------------------------------------------------------------------------------------------
 
-    def _begin_stage(self, window: int, leaves: Mapping[str, Leaf]) -> tuple[Begun, int]:
-        """Send the snapshot to the archivist; only objects it has not had from us travel."""
+    def _begin_stage(self, window: int, leaves: Mapping[str, Leaf], extras: Extras) -> tuple[Begun, int]:
+        """Send the snapshot and what goes with it to the archivist; only objects it has not had from us travel."""
         refs = {path: leaf.id for path, leaf in leaves.items()}
-        new = {leaf.id: leaf for leaf in leaves.values() if leaf.id not in self._stored}
+        new = {leaf.id: ("snapshot", leaf) for leaf in leaves.values() if leaf.id not in self._stored} | extras
         index: list[list[Any]] = []
         parts: list[tuple[int, memoryview]] = []
         size = 0
-        for name, leaf in new.items():
-            index.append([name, leaf.dtype, list(leaf.shape), size, leaf.data.nbytes])
+        for name, (kind, leaf) in new.items():
+            index.append([name, leaf.dtype, list(leaf.shape), size, leaf.data.nbytes, kind])
             parts.append((size, leaf.data))
             size += -(-leaf.data.nbytes // ALIGN) * ALIGN
         handle = self._offer_raw(parts, size)
@@ -337,12 +350,19 @@ class LearnerService:
         finally:
             page.close()
 
-    def _offer_trace(self, trace: Trace) -> int:
+    def _offer_trace(self, window: int, done: list[StepMetrics], maps: dict[str, Any]) -> tuple[int, Extras]:
+        """The trace as a page for the Observer, and the very same bytes as an object for the ledger."""
+        trace = joined([m.trace for m in done if m.trace is not None])
         if not trace:
-            return 0
-        page = pack_arrays([(n, DTYPES[trace[n].dtype], tuple(trace[n].shape), byte_view(trace[n])) for n in COLUMNS])
+            return 0, {}
+        rows = [(n, DTYPES[trace[n].dtype], tuple(trace[n].shape), byte_view(trace[n])) for n in COLUMNS]
+        page = pack_arrays(rows, {"window": window, "maps": maps})
         try:
-            return self._kernel.offer(page)
+            handle = self._kernel.offer(page)
+            if not self._logs_evidence:
+                return handle, {}
+            leaf = Leaf("U8", (page.size,), memoryview(bytes(page.view)))
+            return handle, {leaf.id: ("cal", leaf)}
         finally:
             page.close()
 
@@ -358,6 +378,12 @@ class LearnerService:
             "window_rolled_back", window=window, code=code, reason=reason[:1000], restored=root, step=max(0, steps)
         )
 
+    def _not_begun(self, window: int, reason: str) -> None:
+        """An abort overtook the window in the queue: without an answer the kernel would take this process for hung."""
+        self._kernel.syscall(
+            "window_rolled_back", window=window, code="E7-MISSED", reason=reason[:1000], restored=self._state.root
+        )
+
     def _refuse(self, grant: Grant) -> None:
         self._kernel.release(grant.page)
         self._kernel.syscall(
@@ -368,14 +394,19 @@ class LearnerService:
             restored=self._state.root,
         )
 
-    def _read(self, snapshot: str) -> dict[str, Leaf]:
-        """A snapshot's leaves from the store, each checked against its id."""
+    def _refreshed(self) -> Store:
+        """The reader of the store, with what was written since."""
         if self._reader is None:
             self._reader = Store.open_reader(str(self._kernel.config["store"]))
         self._reader.refresh()
+        return self._reader
+
+    def _read(self, snapshot: str) -> dict[str, Leaf]:
+        """A snapshot's leaves from the store, each checked against its id."""
+        reader = self._refreshed()
         leaves: dict[str, Leaf] = {}
-        for path, name in self._reader.snapshot(snapshot).items():
-            stored = self._reader.get(name)
+        for path, name in reader.snapshot(snapshot).items():
+            stored = reader.get(name)
             leaves[path] = Leaf(stored.dtype, stored.shape, stored.data)
             self._stored.add(name)
         return leaves
@@ -405,36 +436,27 @@ class LearnerService:
             metrics[name] = sum(values) / len(values)
         return metrics
 
-    def _maps_now(self) -> dict[int, dict[str, Any]]:
-        return {row["id"]: self._dispatcher.maps(row["id"]) for row in self._dispatcher.stats()}
+    def _maps_now(self) -> dict[int, Saved]:
+        ids = [row["id"] for row in self._dispatcher.stats()]
+        return {number: saved for number in ids if (saved := self._programs.saved(number)) is not None}
 
     def _maps_report(self) -> dict[str, Any]:
-        return {
-            str(row["id"]): {"program": row["program"], "hook": row["hook"], "map": self._dispatcher.maps(row["id"])}
-            for row in self._dispatcher.stats()
-        }
+        """What the Observer and the ledger get; a program goes by its digest, so that none passes for a built-in by its name."""
+        report: dict[str, Any] = {}
+        room = MAPS_REPORT_BYTES_MAX
+        for row in self._dispatcher.stats():
+            size = self._programs.report_bytes(row["id"])
+            name = self._programs.digest(row["id"]) or row["program"]
+            fits = size <= room
+            room -= size if fits else 0
+            maps = self._dispatcher.maps(row["id"]) if fits else {"too_large": size}
+            report[str(row["id"])] = {"program": name, "hook": row["hook"], "map": maps}
+        return report
 
-    def _restore_maps(self, maps: dict[int, dict[str, Any]]) -> None:
+    def _restore_maps(self, maps: Mapping[int, Saved]) -> None:
         """What probes counted in a window that did not happen is taken back; probes attached meanwhile keep theirs."""
-        attached = {row["id"] for row in self._dispatcher.stats()}
-        for probe, document in maps.items():
-            if probe in attached:
-                self._dispatcher.restore(probe, document)
-
-
-def _batches(page: ReadPage, steps: int) -> list[dict[str, Array]]:
-    """The columns of each micro-step: page arrays "b<i>/<column>"; E2-DATA when a step has none."""
-    arrays, _ = unpack_arrays(page.view)
-    batches: list[dict[str, Array]] = [{} for _ in range(steps)]
-    for name, array in arrays.items():
-        step, _, column = name.partition("/")
-        number = int(step[1:]) if step[1:].isdigit() else -1
-        if 0 <= number < steps:
-            batches[number][column] = array
-    for number, columns in enumerate(batches):
-        if not columns:
-            raise RecurosError("E2-DATA", f"the window's page holds no batch {number} of {steps}")
-    return batches
+        for probe, saved in maps.items():
+            self._programs.put_back(probe, saved)
 
 
 def main() -> int:

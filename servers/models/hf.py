@@ -59,16 +59,20 @@ class HfModel(Model):
         return Output(out.logits, hidden, valid, content)
 
     @torch.no_grad()
+    def example(self, rows: int, tokens: int) -> Batch:
+        """One token that is not padding, again and again."""
+        ids = torch.full((rows, tokens), 1 if self._pad_id == 0 else 0)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def check_takes(self, length: int) -> None:
         """Run two rows of `length` tokens, so that what this architecture cannot take is E2-MODEL before any window.
 
         Too few positions, or no padding token where a classifier over a decoder needs one.
         """
-        tokens = torch.full((2, length), 1 if self._pad_id == 0 else 0)
         was_training = self.module.training
         self.module.eval()
         try:
-            self.forward({"input_ids": tokens, "attention_mask": torch.ones_like(tokens)})
+            self.forward(self.example(2, length))
         except (ValueError, IndexError, RuntimeError) as error:
             raise RecurosError(
                 "E2-MODEL",

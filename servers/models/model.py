@@ -56,6 +56,10 @@ class Model(ABC):
     def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
         """Run the network on a batch; hidden states only when asked for."""
 
+    @abstractmethod
+    def example(self, rows: int, tokens: int) -> Batch:
+        """The columns that `forward` reads, of that size and no meaning: to see what sizes come out. `tokens` is for sequences."""
+
     @property
     def param_count(self) -> int:
         """Number of parameters; shared ones count once."""

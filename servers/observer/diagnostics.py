@@ -159,13 +159,13 @@ def probe_sums(maps: Mapping[str, Any]) -> Sums:
         program = str(entry.get("program", "")).removeprefix("builtin:").partition(",")[0]
         if program == "cka" and "sums" in named:
             table = named["sums"]
-            width = len(table["fields"])
             for i, row in enumerate(table["rows"]):
-                cells = map(float, table["values"][i * width : (i + 1) * width])
-                found[f"{probe}/cka/{row}"] = dict(zip(table["fields"], cells, strict=True))
+                cells = map(float, row["values"])
+                found[f"{probe}/cka/{i}"] = dict(zip(table["fields"], cells, strict=True))
         elif program == "ece" and "totals" in named:
-            fields = ("rows", "correct", "nll", "brier")
-            found[f"{probe}/ece/"] = dict(zip(fields, map(float, named["totals"]["values"]), strict=False))
+            cells = map(float, named["totals"]["values"])
+            fields = dict(zip(named["totals"]["fields"], cells, strict=True))
+            found[f"{probe}/ece/"] = {name: fields[name] for name in ("rows", "correct", "nll", "brier")}
     return found
 
 

@@ -30,6 +30,7 @@ from servers.observer.state import (
     decode_evidence,
     encode_evidence,
     fold,
+    settings_of,
 )
 from syscalls.errors import RecurosError
 from syscalls.pages import pack_arrays, unpack_arrays
@@ -97,6 +98,7 @@ class ObserverService:
             return
         state = self._state_before(window, policy)
         self._history.keep(window, state)
+        before = state.origin()
         self._kernel.checkpoint()
         state.follow(window, policy.get("kd") or {})
         figures = fold(state, window, rows, metrics, maps)
@@ -104,7 +106,8 @@ class ObserverService:
         self._state, self._traced = state, snapshot
         self._kernel.checkpoint()
         if decision.settings:
-            self._submit(window, self._settings(decision, figures), self._offer(snapshot, figures, decision))
+            settings = settings_of(state, decision, figures)
+            self._submit(window, settings, self._offer(snapshot, figures, decision, before))
         else:
             self._submit(window, {}, 0)
 
@@ -148,24 +151,10 @@ class ObserverService:
                 break
         return decode_evidence(bytes(store.get(evidence).data)) if evidence else None
 
-    def _settings(self, decision: Decision, figures: Figures) -> dict[str, Any]:
-        """The complete settings wanted, with a few figures for whoever reads the ledger."""
-        assert self._state is not None
-        small: dict[str, Any] = {name: value for name, value in figures.items() if value is not None}
-        if self._state.held_out.count:
-            small["held_out_ece"] = self._state.held_out.ece
-            small["held_out_ece_average"] = self._state.held_out.ema
-        if decision.reasons:
-            small["why"] = "; ".join(decision.reasons)
-        settings = dict(decision.settings)
-        if self._state.temperature == self._state.initial:
-            settings.pop("temperature", None)
-        return {**settings, "weights": 0, "evidence": small}
-
-    def _offer(self, snapshot: str, figures: Figures, decision: Decision) -> int:
+    def _offer(self, snapshot: str, figures: Figures, decision: Decision, before: dict[str, Any]) -> int:
         """Weights and evidence in one page: "weights" F32 [n_train] (if any) and "evidence" U8."""
         assert self._state is not None
-        evidence = encode_evidence(self._state, snapshot, figures, decision, self._numbers)
+        evidence = encode_evidence(self._state, snapshot, figures, decision, self._numbers, before)
         rows: list[tuple[str, str, tuple[int, ...], Any]] = [("evidence", "U8", (len(evidence),), evidence)]
         if decision.weights is not None:
             weights = np.ascontiguousarray(decision.weights, dtype="<f4")
@@ -185,6 +174,8 @@ class ObserverService:
                 self._kernel.release(blobs)
             if error.code not in ("E2-USAGE", "E75-AGAIN"):
                 raise
+            if self._state is not None:
+                self._state.evidence = ""  # it was not stored, so the next decision carries its whole state
             print(f"policy of window {window}: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
 
     # --- held-out data -----------------------------------------------------------------------------------------------

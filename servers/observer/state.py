@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import msgpack
 
+from kfs.objects import object_id
 from servers.observer.diagnostics import Figures, Samples, Sums, Trace, diagnose, gained, probe_figures, probe_sums
 from servers.observer.policy import Decision, Evidence, HeldOut, Numbers, Pack, check
 from servers.observer.trajectory import Trajectory
@@ -30,6 +31,7 @@ class State:
     """`window`: the last one folded in. `generation`: teacher generation the per-sample averages belong to.
 
     `initial` is the temperature before any policy: while the pack has not moved away from it, the operator's stands.
+    `evidence`: id of the stored evidence that holds this state, apart from evaluations that came later; "" when none does.
     """
 
     temperature: float
@@ -42,6 +44,13 @@ class State:
     held_out: HeldOut = field(default_factory=HeldOut)
     sums: Sums = field(default_factory=dict)
     steered_at: int = 0
+    evidence: str = ""
+
+    def origin(self) -> dict[str, Any]:
+        """What a decision starts from, as its evidence tells it: an earlier evidence (else the state itself), and calibration."""
+        held = self.held_out
+        whole = {} if self.evidence else {"state": self.to_map()}
+        return {"evidence": self.evidence, "held_out": [held.count, held.ece, held.ema, held.fresh], **whole}
 
     def follow(self, window: int, kd: Mapping[str, Any]) -> None:
         """An operator's `rl_set_kd` stands until later evidence moves it: take its temperature over, once."""
@@ -85,7 +94,9 @@ class State:
 
     def copy(self) -> State:
         """A state that shares nothing with this one."""
-        return State.of_map(msgpack.unpackb(msgpack.packb(self.to_map()), strict_map_key=False))
+        made = State.of_map(msgpack.unpackb(msgpack.packb(self.to_map()), strict_map_key=False))
+        made.evidence = self.evidence
+        return made
 
 
 def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], maps: Mapping[str, Any]) -> Figures:
@@ -93,6 +104,7 @@ def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], ma
 
     A new generation has another teacher: per-sample averages, held-out calibration and probe sums start anew.
     """
+    state.evidence = ""
     generation = int(metrics.get("generation", state.generation))
     if generation != state.generation:
         state.generation = generation
@@ -132,8 +144,14 @@ def decide(state: State, pack: Pack, numbers: Numbers, figures: Figures, gate: M
     return decision
 
 
-def encode_evidence(state: State, snapshot: str, figures: Figures, decision: Decision, numbers: Numbers) -> bytes:
-    """The evidence of a policy as msgpack: what it was decided from, why, and the state to go on from."""
+def encode_evidence(
+    state: State, snapshot: str, figures: Figures, decision: Decision, numbers: Numbers, before: Mapping[str, Any]
+) -> bytes:
+    """The evidence of a policy as msgpack: what it was decided from, why, and the state to go on from.
+
+    `before` is `State.origin` of the state that the window was folded into: with the window's trace it makes the decision
+    a function of stored inputs.
+    """
     document = {
         "version": VERSION,
         "window": state.window,
@@ -143,19 +161,42 @@ def encode_evidence(state: State, snapshot: str, figures: Figures, decision: Dec
         "numbers": dict(numbers),
         "settings": decision.settings,
         "reasons": list(decision.reasons),
+        "before": dict(before),
         "state": state.to_map(),
     }
     data: bytes = msgpack.packb(document, use_bin_type=True)
+    state.evidence = object_id("U8", (len(data),), data)
     return data
 
 
-def decode_evidence(data: bytes) -> State:
-    """The state inside an evidence object."""
+def read_evidence(data: bytes) -> dict[str, Any]:
+    """The document inside an evidence object; E9-VERSION for another version."""
     document = msgpack.unpackb(data, raw=False, strict_map_key=False)
     if not isinstance(document, dict) or document.get("version") != VERSION:
         found = document.get("version") if isinstance(document, dict) else None
         raise RecurosError("E9-VERSION", f"policy evidence has version {found}, this Observer reads {VERSION}")
-    return State.of_map(document["state"])
+    return document
+
+
+def decode_evidence(data: bytes) -> State:
+    """The state inside an evidence object."""
+    state = State.of_map(read_evidence(data)["state"])
+    state.evidence = object_id("U8", (len(data),), data)
+    return state
+
+
+def settings_of(state: State, decision: Decision, figures: Figures) -> dict[str, Any]:
+    """The complete settings wanted, with a few figures for whoever reads the ledger."""
+    small: dict[str, Any] = {name: value for name, value in figures.items() if value is not None}
+    if state.held_out.count:
+        small["held_out_ece"] = state.held_out.ece
+        small["held_out_ece_average"] = state.held_out.ema
+    if decision.reasons:
+        small["why"] = "; ".join(decision.reasons)
+    settings: dict[str, Any] = dict(decision.settings)
+    if state.temperature == state.initial:
+        settings.pop("temperature", None)
+    return {**settings, "weights": 0, "evidence": small}
 
 
 class History:

@@ -47,8 +47,12 @@ class Rows:
         unit: str = "",
         peer: str = "",
         note: str = "",
+        resolved: bool = True,
     ) -> None:
-        """A row. Several values become their median, with the quartiles as spread; `target` reads like ">= 0.95"."""
+        """A row. Several values become their median, with the quartiles as spread; `target` reads like ">= 0.95".
+
+        `resolved`: False where the control spreads too far for a verdict; there is then none.
+        """
         spread: list[float] | None = None
         value: float | bool | str
         count = 1
@@ -64,7 +68,8 @@ class Rows:
                 "row": row,
                 "value": value,
                 "target": target or None,
-                "met": _met(value, target),
+                "met": _met(value, target) if resolved else None,
+                **({} if resolved else {"resolved": False}),
                 "spread": spread,
                 "peer": peer or None,
                 "unit": unit,
@@ -108,6 +113,6 @@ def _round(value: float) -> float:
 
 
 def _line(row: dict[str, Any]) -> str:
-    verdict = {None: "", True: "met", False: "MISSED"}[row["met"]]
+    verdict = {None: "", True: "met", False: "MISSED"}[row["met"]] or ("" if row.get("resolved", True) else "?")
     spread = "" if row["spread"] is None else f"[{row['spread'][0]:g}, {row['spread'][1]:g}] n={row['n']}"
     return f"{row['row']:<78} {row['value']!s:>9} {row['unit']:<8} {row['target'] or '':<9} {verdict:<6} {spread}"

@@ -54,12 +54,14 @@ def section(part: str, rows: list[dict[str, Any]]) -> str:
     facts = [first.get("date"), first.get("machine"), _seeds(first), _load(first)]
     judged = [row for row in rows if row["met"] is not None]
     missed = [row["row"] for row in judged if not row["met"]]
+    unresolved = sum(not row.get("resolved", True) for row in rows)
     lines = [
         f"## {part}",
         "",
         f"`{first.get('command', f'make bench PART={part}')}`: {'; '.join(str(f) for f in facts if f)}.",
         "",
         f"{len(judged) - len(missed)} of {len(judged)} targets met"
+        + (f"; {unresolved} not resolved" if unresolved else "")
         + (f"; missed: {'; '.join(missed)}." if missed else "."),
         "",
         "| row | value | target | | spread | n | peer |",
@@ -75,7 +77,7 @@ def section(part: str, rows: list[dict[str, Any]]) -> str:
             row["row"] + mark,
             f"{_value(row['value'])} {row.get('unit') or ''}".strip(),
             row["target"],
-            VERDICTS[row["met"]],
+            VERDICTS[row["met"]] if row.get("resolved", True) else "not resolved",
             _spread(row["spread"]),
             row.get("n"),
             row["peer"],

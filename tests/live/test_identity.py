@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from kfs.store import Store
 from syscalls import abi, limits, wire
 from syscalls.client import Client
 from syscalls.errors import RecurosError
+from syscalls.pages import PageSocket, WritePage
 
 Sock = zmq.Socket[bytes]
 HELLO = wire.encode(wire.Call(1, 0, 1, [abi.ABI_MAJOR, abi.ABI_MINOR]))
@@ -178,14 +177,28 @@ def test_a_giant_frame_costs_its_sender_the_connection(runtime: Live, context: P
     runtime.goes_on()
 
 
-def test_the_page_socket_hangs_up_on_strangers(runtime: Live) -> None:
-    before = runtime.refused("page socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as stranger:
-        stranger.settimeout(20)
-        stranger.connect(str(runtime.sockets / "pages.sock"))
-        with contextlib.suppress(ConnectionResetError):
-            assert stranger.recv(100) == b""
-    runtime.until(lambda: runtime.refused("page socket") > before, "the stranger is counted")
+def test_an_operator_on_the_page_socket_maps_what_its_own_sessions_hold_and_nothing_else(runtime: Live) -> None:
+    """A handle is nothing without its session, no session of another process can be named, and operators offer no pages."""
+    path = runtime.sockets / "pages.sock"
+    mine = PageSocket(path, runtime.client.principal)
+    for handle in (0, 1, 2, 1 << 40):
+        with pytest.raises(RecurosError) as refused:
+            mine.map(handle)
+        assert refused.value.code == "E5-DENIED"
+    before = runtime.refused("malformed page message")
+    for principal in ("operator:1.1", "learner", ""):
+        other = PageSocket(path, principal)
+        with pytest.raises(RecurosError) as refused:
+            other.map(1)
+        assert refused.value.code == "E2-WIRE"
+        other.close()
+    page = WritePage(64)
+    with pytest.raises(RecurosError) as refused:
+        mine.offer(page)
+    assert refused.value.code == "E2-WIRE"
+    page.close()
+    mine.close()
+    assert runtime.refused("malformed page message") == before + 4
     runtime.goes_on(1)
 
 

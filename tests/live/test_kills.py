@@ -114,3 +114,44 @@ def test_a_server_that_dies_while_booting_fails_the_boot_with_its_reason(tmp_pat
         assert not runtime.sockets.exists()
     finally:
         runtime.clean()
+
+
+def test_the_death_of_a_server_that_must_not_be_restarted_takes_everybody_down_with_the_reason(tmp_path: Path) -> None:
+    doc = document(tmp_path / "run")
+    doc["servers"][1]["restart"] = "never"
+    runtime = Live(tmp_path / "run", doc)
+    try:
+        runtime.up()
+        runtime.goes_on(1)
+        pid = runtime.server("gpu")["pid"]
+        runtime.watch()
+        runtime.close_client()
+        os.kill(pid, signal.SIGKILL)
+        last = runtime.ended()[-1]
+        assert last["event"] == "failed"
+        assert last["error"][:2] == ["E3-GONE", "gpu died 1 times in a minute: exited with status -9"]
+        assert not runtime.sockets.exists()
+    finally:
+        runtime.clean()
+
+
+def test_a_learner_that_is_stopped_is_caught_by_its_deadline_and_its_window_comes_again(tmp_path: Path) -> None:
+    doc = document(tmp_path / "run")
+    doc["window"] = {"steps": 1, "budget_ms": 1_500, "period_ms": 3_000, "deadline_ms": 3_000}
+    runtime = Live(tmp_path / "run", doc)
+    try:
+        runtime.up()
+        runtime.goes_on(1)
+        pid = runtime.server("learner")["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        runtime.until(
+            lambda: (s := runtime.server("learner"))["pid"] != pid and s["state"] == "ready", "another learner is there"
+        )
+        runtime.watch()
+        runtime.goes_on(2)
+        counts = runtime.halt()["windows"]
+        assert counts["granted"] == counts["committed"] + counts["rolled_back"]
+        done = commits(runtime.run)
+        assert done == list(range(1, len(done) + 1))
+    finally:
+        runtime.clean()

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from kfs import records
 from kfs.records import RecordKind
+from probes import isa, library
 from syscalls import abi, wire
 from syscalls.errors import RecurosError
 
@@ -119,8 +120,32 @@ class Archivist(Actor):
     def on_put(self, objects: list[Any], page: int) -> Run:
         content = yield ("map", page)
         yield ("sleep", MS)
+        if not isinstance(content, list):
+            raise RecurosError("E2-WIRE", f"the page holds no objects: {content!r:.40}")
         self.w.disk.objects |= set(content)
         return {"ids": list(content)}
+
+    def on_keep(self, kind: str, data: bytes) -> Run:
+        from world import digest
+
+        yield ("sleep", MS)
+        name = digest(kind, data)
+        self.w.disk.objects.add(name)
+        self.w.disk.blobs[name] = data
+        return {"id": name}
+
+    def on_gc(self, ids: list[Any], scores: list[Any], reason: str, actor: str, cap: int, dry_run: bool) -> Run:
+        yield ("sleep", MS)
+        yield from self.maybe_crash()
+        if ids:
+            raise RecurosError("E2-USAGE", "everything in this store is pinned")
+        return {"seq": -1, "pending": []}
+
+    def on_fetch(self, id: str) -> Run:
+        yield ("sleep", MS)
+        if id not in self.w.disk.blobs:
+            raise RecurosError("E9-INTEGRITY", f"{id} is not in the store")
+        return {"data": self.w.disk.blobs[id]}
 
 
 class Dataset(Actor):
@@ -220,8 +245,13 @@ class Learner(Actor):
         yield from ()
 
     def on_abort(self, window: int, reason: str) -> Run:
+        dropped = [g for g in self.grants if g["window"] >= window]
         self.grants = deque(g for g in self.grants if g["window"] < window)
+        for g in dropped:
+            yield from self.syscall("page_release", page=g["page"])
         if window not in self.bases:
+            if any(g["window"] == window for g in dropped):
+                yield from self.rolled_back(window, "E7-MISSED", reason, self.root)
             return
         if self.running >= 0:
             if self.aborted is None or window < self.aborted.window:
@@ -241,9 +271,17 @@ class Learner(Actor):
         self.root = snapshot or self.built
         return {"restored": self.root}
 
-    def on_attach(self, id: int, hook: str, prog: str, every: int) -> Run:
+    def on_match(self, hook: str, prog: str) -> Run:
         yield ("sleep", MS)
-        return {"sites": ["site"], "step": 0}
+        program = isa.encode(library.compile(prog)) if prog else b""
+        symbols = {symbol for view in isa.HOOK_VIEWS[hook.partition(":")[0]] for symbol in view.dims}
+        dims = dict.fromkeys(symbols, 16) if prog else {}
+        return {"sites": ["site"], "dims": dims, "extra": 0, "pairs": 1, "backend": "jit", "program": program}
+
+    def on_attach(self, id: int, hook: str, prog: str, every: int, admitted: dict[str, Any]) -> Run:
+        yield ("sleep", MS)
+        page = (yield ("offer", ["maps", id])) if admitted else 0
+        return {"sites": ["site"], "step": 0, "page": page}
 
     def on_detach(self, id: int) -> Run:
         yield ("sleep", MS)

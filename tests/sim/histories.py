@@ -13,7 +13,19 @@ from typing import Any
 from invariants import check_end, check_ledger, check_positions, require
 from world import MS, Faults, S, World, digest, document
 
+from probes import isa
+
 HORIZON_NS = 900 * S
+
+PROGRAM = isa.encode(
+    isa.Bytecode(
+        "count",
+        "on_kd_step",
+        1,
+        (isa.MapSpec("count", isa.MapKind.ARRAY),),
+        tuple(isa.Instruction(isa.BY_NAME[name]) for name in ("ICONST", "MINC", "EXIT")),
+    )
+)
 
 COMMANDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("rl_set_kd", {"temperature": 2.5}),
@@ -25,7 +37,15 @@ COMMANDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("rl_gate_samples", {"criteria": {}}),
     ("rl_snapshot", {"name": "mine"}),
     ("rl_attach_probe", {"hook": "on_kd_step", "prog": "builtin:entropy"}),
+    ("rl_load_probe", {"program": PROGRAM}),
+    ("rl_load_probe", {"program": PROGRAM}),
+    ("rl_load_probe", {"program": PROGRAM[:-5]}),
+    ("rl_attach_probe", {"hook": "", "prog": "sha256:" + isa.digest(PROGRAM)}),
+    ("rl_attach_probe", {"hook": "", "prog": "sha256:" + isa.digest(PROGRAM)[:8], "every": 3}),
     ("rl_detach_probe", {"id": 1}),
+    ("rl_detach_probe", {"id": 2}),
+    ("probe_programs", {}),
+    ("probe_page", {"id": 2}),
     ("rl_calibrate", {}),
     ("rl_schedule", {"window": {"budget_ms": 300, "period_ms": 600}, "deadline": 500}),
     ("rl_schedule", {"window": {"budget_ms": 600}, "deadline": 500}),

@@ -19,8 +19,10 @@ import actors
 
 from kernel import config, core
 from kernel.events import (
+    Again,
     Boot,
     ClosePage,
+    Continue,
     DrainWanted,
     Effect,
     Event,
@@ -45,6 +47,8 @@ from syscalls.errors import RecurosError
 
 MS = 1_000_000
 S = 1_000_000_000
+SLICE_NS = MS
+"""What one slice of the kernel's own work takes here; nothing else is served meanwhile."""
 Op = tuple[Any, ...]
 Behaviour = Generator[Op, Any, None]
 
@@ -65,6 +69,7 @@ class Disk:
     ledger: list[bytes] = field(default_factory=list)
     drafts: dict[tuple[str, int], int] = field(default_factory=dict)  # (boot, t_mono) -> seq
     objects: set[str] = field(default_factory=set)
+    blobs: dict[str, bytes] = field(default_factory=dict)
     log: list[Record] = field(default_factory=list)
 
     def append(self, boot: str, data: bytes, t_wall: int) -> int:
@@ -219,6 +224,8 @@ class World:
         self.boots = 0
         self.trace = hashlib.sha256()
         self.steps = 0
+        self.slices = 0
+        self.late_ns_max = 0  # the longest that anything waited because the kernel was busy with a slice
         self.state: State | None = None
         self.exit: int | None = None
         self._begin()
@@ -259,6 +266,7 @@ class World:
             if self.exit is not None or not self.heap or self.heap[0][0] > end_ns:
                 return until()
             at_ns, _, boot, action = heapq.heappop(self.heap)
+            self.late_ns_max = max(self.late_ns_max, self.now_ns - at_ns)
             self.now_ns = max(self.now_ns, at_ns)
             if boot == self.boots:
                 action()
@@ -328,6 +336,13 @@ class World:
                 self.reports.append(effect.event)
             case Exit():
                 self.exit = effect.status
+            case Again():
+                self.at(0, self._slice)
+
+    def _slice(self) -> None:
+        self.slices += 1
+        self.step(Continue())
+        self.now_ns += SLICE_NS
 
     # --- servers -------------------------------------------------------------------------------------------------------
 

@@ -22,15 +22,10 @@ ALL = Right((1 << len(Right)) - 1)
 class Model:
     """One capability as the model sees it."""
 
-    def __init__(self, holder: str, slot: int, rights: Right, parent: Model | None, obj: str | int, badge: str) -> None:
-        self.holder, self.slot, self.rights, self.parent, self.obj, self.badge = (
-            holder,
-            slot,
-            rights,
-            parent,
-            obj,
-            badge,
-        )
+    def __init__(self, cap: Cap, parent: Model | None) -> None:
+        self.holder, self.slot, self.rights, self.kind = cap.holder, cap.slot, cap.rights, cap.kind
+        self.parent, self.obj, self.badge = parent, cap.obj, cap.badge
+        self.generation = 0
         self.there = True
 
     def under(self, other: Model) -> bool:
@@ -63,7 +58,7 @@ class Capabilities(RuleBasedStateMachine):
     def add(self, cap: Cap, parent: Model | None) -> Model:
         for m in self.model:
             assert (m.holder, m.slot) != (cap.holder, cap.slot) or not m.there, "a slot in use was given out again"
-        made = Model(cap.holder, cap.slot, cap.rights, parent, cap.obj, cap.badge)
+        made = Model(cap, parent)
         self.model.append(made)
         return made
 
@@ -88,7 +83,7 @@ class Capabilities(RuleBasedStateMachine):
         if not parent.there:
             return multiple()
         wanted = rights & parent.rights if subset else rights
-        legal = not wanted & ~parent.rights and not (badge and parent.badge)
+        legal = not wanted & ~parent.rights and not (badge and parent.badge) and parent.kind not in ("reply", "channel")
         before = len(self.table.held(to))
         try:
             made = self.table.derive(self.real(parent), to, wanted, badge=badge)
@@ -111,7 +106,41 @@ class Capabilities(RuleBasedStateMachine):
         assert {(c.holder, c.slot) for c in gone} == {(m.holder, m.slot) for m in doomed}
         for m in doomed:
             m.there = False
+        cap.generation += 1
         assert self.real(cap).rights == cap.rights, "revoking must keep the capability itself"
+
+    @rule(cap=consumes(caps))
+    def take(self, cap: Model) -> None:
+        if not cap.there:
+            return
+        doomed = [cap, *(m for m in self.living() if m.under(cap))]
+        gone = self.table.take(self.real(cap))
+        assert {(c.holder, c.slot) for c in gone} == {(m.holder, m.slot) for m in doomed}
+        for m in doomed:
+            m.there = False
+
+    @rule(target=caps, server=holders, caller=holders)
+    def call(self, server: str, caller: str) -> Model:
+        return self.add(self.table.reserve_reply(server, caller), None)
+
+    @rule(cap=caps, by=holders)
+    def reply(self, cap: Model, by: str) -> None:
+        """Right once, by whom it was given to; then and elsewhere never."""
+        right = cap.there and cap.kind == "reply" and by == cap.holder
+        clash = any(m.there and m.kind == "reply" and (m.holder, m.slot) == (by, cap.slot) for m in self.model)
+        if right or not clash:
+            assert self.table.use_reply((by, cap.slot)) == right
+            assert not self.table.use_reply((by, cap.slot)), "a second answer"
+        if right:
+            self.forget(cap)
+
+    @rule(target=caps, parent=caps)
+    def open_channel(self, parent: Model) -> object:
+        if not parent.there:
+            return multiple()
+        self.page += 1
+        under = self.real(parent)
+        return self.add(self.table.mint(parent.holder, "channel", self.page, parent.rights, parent=under), parent)
 
     @rule(cap=consumes(caps))
     def release(self, cap: Model) -> None:
@@ -126,6 +155,9 @@ class Capabilities(RuleBasedStateMachine):
         assert {c.slot for c in gone} == {m.slot for m in mine}
         for m in mine:
             self.forget(m)
+        for m in self.living():
+            if m.kind == "reply" and m.obj == holder:
+                self.forget(m)  # the answers that it waited for die with it
 
     def forget(self, cap: Model) -> None:
         """Giving up is not revoking: children go on under the parent."""
@@ -150,9 +182,9 @@ class Capabilities(RuleBasedStateMachine):
     @invariant()
     def the_table_is_the_model(self) -> None:
         for holder in HOLDERS:
-            held = {(c.slot, c.rights, c.kind, c.obj, c.badge, c.parent) for c in self.table.held(holder)}
+            held = {(c.slot, c.rights, c.kind, c.obj, c.badge, c.generation, c.parent) for c in self.table.held(holder)}
             expected = {
-                (m.slot, m.rights, "page" if isinstance(m.obj, int) else "self", m.obj, m.badge,
+                (m.slot, m.rights, m.kind, m.obj, m.badge, m.generation,
                  (m.parent.holder, m.parent.slot) if m.parent else None)
                 for m in self.living() if m.holder == holder
             }  # fmt: skip
@@ -166,7 +198,17 @@ class Capabilities(RuleBasedStateMachine):
 
     @invariant()
     def pages_are_in_use_while_somebody_names_them(self) -> None:
-        assert self.table.pages_in_use() == {m.obj for m in self.living() if isinstance(m.obj, int)}
+        assert self.table.pages_in_use() == {m.obj for m in self.living() if m.kind == "page"}
+
+    @invariant()
+    def a_channel_that_went_was_reported_once(self) -> None:
+        gone = [m.obj for m in self.model if m.kind == "channel" and not m.there]
+        assert sorted(self.table.channels_cut) == sorted(gone)
+
+    @invariant()
+    def reply_slots_are_counted(self) -> None:
+        for holder in HOLDERS:
+            assert self.table.owed(holder) == sum(m.kind == "reply" and m.obj == holder for m in self.living())
 
 
 Capabilities.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
@@ -227,3 +269,24 @@ def test_a_holder_has_a_limit() -> None:
         table.mint("learner", "self", "learner", Right.MAP)
     assert caught.value.code == "E2-LIMIT"
     table.mint("observer", "self", "observer", Right.MAP)
+
+
+def test_a_reply_slot_is_reserved_or_the_call_is_refused() -> None:
+    table = CapTable()
+    caps = [table.reserve_reply("archivist", "learner") for _ in range(limits.CALLS_PENDING_MAX)]
+    with pytest.raises(RecurosError, match="no reply slot is free") as caught:
+        table.reserve_reply("archivist", "learner")
+    assert caught.value.code == "E2-LIMIT"
+    assert table.reserve_reply("archivist", "observer"), "each caller has slots of its own"
+    assert table.use_reply(caps[0].key)
+    assert table.reserve_reply("archivist", "learner")
+
+
+def test_a_reply_cannot_be_derived_and_dies_with_its_caller() -> None:
+    table = CapTable()
+    reply = table.reserve_reply("archivist", "learner")
+    with pytest.raises(RecurosError, match="not derivable"):
+        table.derive(reply, "observer", Right(0))
+    table.drop_holder("learner")
+    assert not table.use_reply(reply.key)
+    assert not table.held("archivist")

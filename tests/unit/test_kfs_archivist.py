@@ -191,3 +191,20 @@ def test_a_resent_batch_is_known_within_its_boot_and_new_in_the_next(session: Se
             for _ in range(2):
                 assert call(service, "append", records=batch)["seqs"] == [first, first + 1, first + 2]
             service.drain()
+
+
+def test_a_small_object_is_kept_from_the_frame_and_fetched_again(service: ArchivistService) -> None:
+    name = call(service, "keep", kind="program", data=b"OBPF and so on")["id"]
+    assert call(service, "fetch", id=name)["data"] == b"OBPF and so on"
+    assert call(service, "keep", kind="program", data=b"OBPF and so on")["id"] == name
+    with pytest.raises(RecurosError, match="kind"):
+        call(service, "keep", kind="virus", data=b"x")
+    with pytest.raises(RecurosError):
+        call(service, "fetch", id="b3:" + "0" * 64)
+
+
+def test_an_object_that_no_frame_holds_is_not_fetched(service: ArchivistService) -> None:
+    (name,) = service.store.put([blob(bytes(TAIL_BYTES_MAX + 1), "program")])
+    with pytest.raises(RecurosError, match=str(TAIL_BYTES_MAX)) as refused:
+        call(service, "fetch", id=name)
+    assert refused.value.code == "E2-LIMIT"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -20,7 +21,7 @@ from kfs.store import Store
 from kfs.verify import verify
 from syscalls.errors import RecurosError
 
-CHANGING = {"open", "mkdir", "pwritev", "fsync", "fdatasync", "rename", "link", "unlink", "ftruncate"}
+CHANGING = {"open", "mkdir", "pwritev", "fsync", "fdatasync", "rename", "link", "unlink", "rmdir", "ftruncate"}
 
 
 class FailingCalls:
@@ -95,6 +96,41 @@ def test_a_failure_of_any_call_loses_nothing_that_was_acknowledged(tmp_path: Pat
         check_intact(store_dir, acknowledged)
         shutil.rmtree(store_dir.parent)
     assert codes == expected
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO], ids=errno.errorcode.get)
+def test_a_failure_while_a_hash_tile_fills_loses_nothing_and_the_next_open_mends_the_tiles(
+    tmp_path: Path, code: int
+) -> None:
+    """The full tile and the level above it are new, and the partial ones go: every call of that checkpoint fails once."""
+    made = tmp_path / "made" / "store"
+    with Store.open_writer(made) as store:
+        store.append([miss(number) for number in range(250)])
+        store.checkpoint()
+        store.append([miss(250)])
+    fail_at, codes = 0, set()
+    while True:
+        fail_at += 1
+        run_dir = tmp_path / str(fail_at)
+        shutil.copytree(made.parent, run_dir)
+        calls = FailingCalls(0, code)
+        store = Store.open_writer(run_dir / "store", Files(calls))
+        store.append([miss(number) for number in range(251, 260)])
+        calls.fail_at = start = calls.count + fail_at
+        try:
+            store.checkpoint()
+            store.close()
+        except RecurosError as e:
+            codes.add(e.code)
+            with contextlib.suppress(RecurosError):
+                store.close()
+        check_intact(run_dir / "store", {})
+        assert not list((run_dir / "store" / "tile").glob(".tmp-*"))
+        shutil.rmtree(run_dir)
+        if calls.count < start:
+            break
+    assert fail_at > 15
+    assert codes == {"E9-NOSPACE" if code == errno.ENOSPC else "E9-POISONED"}
 
 
 def test_a_full_disk_refuses_the_write_and_the_open_store_goes_on_when_there_is_space(tmp_path: Path) -> None:

@@ -142,3 +142,24 @@ def test_mutated_records_decode_or_fail_with_a_typed_error() -> None:
             records.encode(records.decode(bytes(data)))
         except RecurosError as e:
             assert e.code in ("E2-WIRE", "E9-VERSION")  # noqa: PT017 - most mutations are refused, some decode
+
+
+@pytest.mark.parametrize("kind", list(RecordKind))
+@pytest.mark.parametrize("seq", [0, 127, 128, 65_536, 2**40])
+def test_stamping_bytes_gives_the_bytes_of_the_stamped_record(kind: RecordKind, seq: int) -> None:
+    for t_mono in (0, 1, 127, 128, 2**31, 2**62):
+        draft = Record(actor="kernel", kind=kind, args=args_of(kind), t_mono=t_mono)
+        encoded = records.encode(draft)
+        assert records.stamp(encoded, draft, seq, 5 + t_mono) == records.encode(draft.stamped(seq, 5 + t_mono))
+
+
+def test_only_a_draft_is_stamped_and_only_with_a_number_and_a_time() -> None:
+    draft = Record(actor="kernel", kind=RecordKind.FAULT, args=args_of(RecordKind.FAULT), t_mono=7)
+    for data, seq, t_wall in (
+        (records.encode(draft.stamped(1, 2)), 1, 2),
+        (records.encode(draft), -1, 2),
+        (records.encode(draft), 1, 0),
+        (records.encode(draft), 1 << 63, 2),
+    ):
+        with pytest.raises(RecurosError, match="E2-LIMIT"):
+            records.stamp(data, draft, seq, t_wall)

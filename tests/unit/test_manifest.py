@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kernel import config
 from servers import manifest as manifests
 from servers import manifest_doc
 from servers.manifest_tables import Manifest, Models, Table
@@ -274,3 +275,40 @@ def test_the_reference_page_is_that_of_the_types() -> None:
 def test_every_table_has_a_place_on_the_reference_page() -> None:
     described = {table for _, table in manifest_doc.HEADINGS}
     assert set(Table.__subclasses__()) - described == {Manifest, Models}
+
+
+@pytest.mark.parametrize(
+    ("stanza", "key", "says"),
+    [
+        ("[server.dataset]\nbudget-ms = 10\n", "server.dataset.budget-ms", "half a reservation"),
+        ("[server.dataset]\nbudget-ms = 10\nperiod-ms = 5\n", "server.dataset.budget-ms", "period-ms = 5"),
+        (
+            "[server.dataset]\nbudget-ms = 9\nperiod-ms = 20\ndeadline-ms = 8\n",
+            "server.dataset.budget-ms",
+            "deadline-ms = 8",
+        ),
+        ('[server.dataset]\noverrun = "kill"\n', "server.dataset.overrun", "no reservation"),
+        (
+            '[server.dataset]\nbudget-ms = 1\nperiod-ms = 9\noverrun = "rollback"\n',
+            "server.dataset.overrun",
+            "is for windows",
+        ),
+        ('[server.learner]\noverrun = "throttle"\n', "server.learner.overrun", "for fair servers"),
+        ("[server.learner]\nbudget-ms = 10\nperiod-ms = 20\n", "server.learner.budget-ms", "[window]"),
+    ],
+)
+def test_a_reservation_that_makes_no_sense_is_refused_by_key(tmp_path: Path, stanza: str, key: str, says: str) -> None:
+    with pytest.raises(RecurosError) as caught:
+        manifests.load(write(tmp_path, stanza))
+    assert caught.value.code == "E2-MANIFEST"
+    assert key in str(caught.value)
+    assert says in str(caught.value)
+
+
+def test_a_reservation_reaches_the_kernel_in_nanoseconds(tmp_path: Path) -> None:
+    stanza = '[server.dataset]\nbudget-ms = 10\nperiod-ms = 100\noverrun = "postpone"\n'
+    document = manifests.boot_document(manifests.load(write(tmp_path, stanza)), tmp_path, tmp_path / "s", detached=True)
+    dataset = config.parse(document).servers["dataset"]
+    assert dataset.reservation == (10_000_000, 100_000_000, 100_000_000)
+    assert dataset.overrun == "postpone"
+    assert config.parse(document).servers["observer"].reservation == ()

@@ -276,6 +276,9 @@ class Fixed(Model):
     def forward(self, batch: dict[str, Tensor], need_hidden: bool = False) -> Output:
         return Output(batch["x"], (), None)
 
+    def example(self, rows: int, tokens: int) -> dict[str, Tensor]:
+        return {"x": torch.zeros(rows, self.num_classes)}
+
 
 def test_scores_match_float64_closed_forms_whatever_the_batch() -> None:
     g = torch.Generator().manual_seed(0)

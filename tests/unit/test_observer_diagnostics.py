@@ -121,31 +121,26 @@ def test_samples_average_over_rows_then_over_windows() -> None:
         samples.add(make_trace(id=[4]))
 
 
-def cka_map(**rows: dict[str, float]) -> dict[str, Any]:
+def cka_map(*rows: dict[str, float]) -> dict[str, Any]:
     fields = ["xy", "xx", "yy", "batches"]
-    table = {"kind": "per-layer", "fields": fields, "rows": list(rows), "values": []}
-    for values in rows.values():
-        table["values"] += [values.get(f, 0.0) for f in fields]
+    table = {"kind": "array", "fields": fields, "rows": [{"values": [row.get(f, 0.0) for f in fields]} for row in rows]}
     return {"1": {"program": "builtin:cka,every=25", "hook": "on_kd_step", "map": {"maps": {"sums": table}}}}
 
 
 def test_cka_is_the_windows_gain_divided_once() -> None:
-    first = probe_sums(
-        cka_map(a={"xy": 1, "xx": 4, "yy": 1, "batches": 1}, b={"xy": 1, "xx": 1, "yy": 1, "batches": 1})
-    )
-    second = probe_sums(
-        cka_map(a={"xy": 4, "xx": 8, "yy": 5, "batches": 3}, b={"xy": 1, "xx": 1, "yy": 1, "batches": 1})
-    )
+    first = probe_sums(cka_map({"xy": 1, "xx": 4, "yy": 1, "batches": 1}, {"xy": 1, "xx": 1, "yy": 1, "batches": 1}))
+    second = probe_sums(cka_map({"xy": 4, "xx": 8, "yy": 5, "batches": 3}, {"xy": 1, "xx": 1, "yy": 1, "batches": 1}))
     assert probe_figures(gained(first, {}))["cka"] == pytest.approx((0.5 + 1) / 2)
     assert probe_figures(gained(second, first))["cka"] == pytest.approx(3 / 4)  # b saw no new batch
     assert probe_figures(gained(first, second))["cka"] == pytest.approx((0.5 + 1) / 2)  # a count fell: all began anew
-    negative = probe_sums(cka_map(a={"xy": 1, "xx": -1, "yy": 1, "batches": 1}))
+    negative = probe_sums(cka_map({"xy": 1, "xx": -1, "yy": 1, "batches": 1}))
     assert probe_figures(gained(negative, {}))["cka"] is None
 
 
 def test_the_calibration_probe_gives_nll_and_other_probes_nothing() -> None:
+    totals = {"fields": ["rows", "correct", "nll", "brier", "skipped"], "values": [10, 9, 5.0, 2.0, 0]}
     maps = {
-        "2": {"program": "builtin:ece", "map": {"totals": {"values": [10, 9, 5.0, 2.0, 0]}}},
+        "2": {"program": "builtin:ece", "map": {"totals": totals}},
         "3": {"program": "builtin:rms", "map": {"layers": {}}},
     }
     assert probe_figures(gained(probe_sums(maps), {})) == {"cka": None, "nll": 0.5, "brier": 0.2}
@@ -154,16 +149,16 @@ def test_the_calibration_probe_gives_nll_and_other_probes_nothing() -> None:
 def test_the_builtin_cka_probe_and_the_observer_read_one_map_alike() -> None:
     import torch
 
-    from probes.library.cka import Cka
+    from probes import library
     from probes.program import Context
 
-    probe = Cka(every=1, rows=64, decay=1.0)
+    probe = library.build("builtin:cka", every=1)
     torch.manual_seed(0)
     for _ in range(3):
         x = torch.randn(32, 6)
-        probe.fire(
-            Context("on_kd_step", "on_kd_step", 0, {"hidden": [("a", x, x @ torch.randn(6, 9) + torch.randn(32, 9))]})
-        )
+        pairs = [(name, x, x @ torch.randn(6, 9) + torch.randn(32, 9)) for name in ("0:0", "1:2")]
+        probe.fire(Context("on_kd_step", "on_kd_step", 0, {"hidden": pairs}))
+    probe.summary()
     document = {"maps": {name: held.to_dict() for name, held in probe.maps.items()}, "summary": probe.summary()}
     found = probe_figures(gained(probe_sums({"1": {"program": "builtin:cka", "map": document}}), {}))
     assert found["cka"] == pytest.approx(probe.summary()["cka"], rel=1e-12)
@@ -214,7 +209,7 @@ def test_an_observer_that_starts_again_from_evidence_decides_the_same() -> None:
     run(state, range(7))
     state.held_out.add(0.1, 0.9)
     numbers = numbers_of(starter.PACK, {})
-    data = encode_evidence(state, "b3:" + "0" * 64, {}, Decision(), numbers)
+    data = encode_evidence(state, "b3:" + "0" * 64, {}, Decision(), numbers, state.origin())
     again = decode_evidence(data)
     for one, other in zip(run(state, range(7, 12)), run(again, range(7, 12)), strict=True):
         assert one.settings == other.settings

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 from dataclasses import dataclass
+from fractions import Fraction
 from math import lcm
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.sched import FairClass, Reservation, admit
+from kernel.sched import LAG_KEPT_NS, Admission, FairClass, Reservation, admit
 
 # --- the oracle: EDF on one lane, one tick at a time, written from the definition and not from kernel.sched ------------------
 
@@ -163,11 +164,68 @@ def test_no_tasks_are_admitted() -> None:
     assert admit([])[0]
 
 
-def test_a_set_with_too_many_deadlines_is_refused_at_once() -> None:
-    tasks = [Reservation("a", 1, 2, 1_000), Reservation("b", 1 << 40, 1 << 50, 1 << 50)]
-    ok, witness = admit(tasks)
-    assert not ok
-    assert "deadlines" in witness["reason"]
+def enumerated(tasks: list[Reservation], background: int) -> tuple[bool, int]:
+    """The definition: every absolute deadline up to one hyperperiod after the longest relative deadline, one by one."""
+    if sum(Fraction(r.budget_ns, r.period_ns) for r in tasks) > 1:
+        return False, 0
+    end = max(r.deadline_ns for r in tasks) + lcm(*(r.period_ns for r in tasks))
+    for t in sorted({t for r in tasks for t in range(r.deadline_ns, end + 1, r.period_ns)}):
+        demand = sum(((t - r.deadline_ns) // r.period_ns + 1) * r.budget_ns for r in tasks if r.deadline_ns <= t)
+        if demand + max([background, *(r.step_ns for r in tasks if r.deadline_ns > t)]) > t:
+            return False, t
+    return True, 0
+
+
+@settings(max_examples=400, deadline=None)
+@given(task_sets(steps=True), st.integers(0, 3))
+def test_the_search_for_the_worst_point_decides_as_testing_every_point_does(tasks: list[Task], background: int) -> None:
+    rs = reservations(tasks)
+    ok, witness = admit(rs, reserve=0.0, background_step_ns=background)
+    assert ok == enumerated(rs, background)[0], witness
+    t, need = witness["t_ns"], witness["demand_ns"]
+    if t:
+        demand = sum(((t - r.deadline_ns) // r.period_ns + 1) * r.budget_ns for r in rs if r.deadline_ns <= t)
+        assert need == demand + max([background, *(r.step_ns for r in rs if r.deadline_ns > t)])
+        assert (need <= t) == ok, "the witness does not witness"
+
+
+@pytest.mark.parametrize("background", [0, 1])
+def test_a_lane_that_is_exactly_full_is_decided_in_whole_numbers(background: int) -> None:
+    """1/3 + 1/7 + 11/21 is 1 in rationals and more or less than 1 in floats."""
+    tasks = [Reservation("a", 10, 30, 30), Reservation("b", 10, 70, 70), Reservation("c", 110, 210, 210)]
+    assert admit(tasks, reserve=0.0, background_step_ns=background)[0] == (background == 0)
+    assert not admit([*tasks, Reservation("d", 1, 10**12, 10**12)], reserve=0.0)[0]
+
+
+def random_set(rng: random.Random, n: int, usage: float) -> list[Reservation]:
+    """n reservations in nanoseconds with periods over three orders of magnitude."""
+    shares = [rng.random() for _ in range(n)]
+    tasks = []
+    for i, share in enumerate(shares):
+        period = int(10 ** rng.uniform(6, 9))
+        budget = max(1, int(period * usage * share / sum(shares)))
+        tasks.append(Reservation(f"t{i}", budget, rng.randint(max(budget, period // 2), period), period, budget // 8))
+    return tasks
+
+
+def test_a_decision_can_be_taken_in_slices_and_is_the_same() -> None:
+    tasks = random_set(random.Random(4), 64, 0.9)
+    decision, slices = Admission(tasks), 1
+    while not decision.go_on(100):
+        slices += 1
+    assert decision.result == admit(tasks)
+    assert slices > 2
+
+
+def test_a_search_without_end_is_refused_at_its_bound() -> None:
+    tasks = [Reservation(f"t{i}", 10**9 - i, 3 * (10**9 - i), 3 * (10**9 - i), 0) for i in (0, 12, 30)]
+    tasks[0] = Reservation("t0", 10**9 - 1, 3 * 10**9, 3 * 10**9)
+    decision = Admission(tasks, reserve=0.0, evaluations_max=3)
+    while not decision.go_on():
+        pass
+    assert decision.result is not None
+    assert not decision.result[0]
+    assert "within 3 points" in decision.result[1]["reason"]
 
 
 # --- the fair class --------------------------------------------------------------------------------------------------------
@@ -268,3 +326,71 @@ def test_the_jobs_of_a_dead_server_are_given_back_and_its_slot_is_free() -> None
     assert fair.clear("a") == [1, 2]
     assert fair.pick() == ("b", 3)
     assert fair.finish("a", 10) is None
+
+
+class ScannedFairClass:
+    """The same class by its definition: every decision looks at every server. The oracle of the heaps."""
+
+    def __init__(self, weights: dict[str, int], slots: int, slice_ns: int) -> None:
+        self.weight, self.slots, self.slice_ns, self.now = weights, slots, slice_ns, 0.0
+        self.eligible = dict.fromkeys(weights, 0.0)
+        self.queue: dict[str, list[int]] = {n: [] for n in weights}
+        self.running: dict[str, int] = {}
+
+    def enqueue(self, name: str, job: int, front: bool) -> None:
+        if not self.queue[name] and name not in self.running:
+            self.eligible[name] = max(self.eligible[name], self.now - LAG_KEPT_NS / self.weight[name])
+        self.queue[name].insert(0 if front else len(self.queue[name]), job)
+
+    def pick(self) -> tuple[str, int] | None:
+        waiting = [n for n in self.weight if self.queue[n] and n not in self.running]
+        if len(self.running) >= self.slots or not waiting:
+            return None
+        if all(self.eligible[n] > self.now for n in waiting):
+            self.now = min(self.eligible[n] for n in waiting)
+        ready = [n for n in waiting if self.eligible[n] <= self.now]
+        name = min(ready, key=lambda n: (self.eligible[n] + self.slice_ns / self.weight[n], n))
+        self.running[name] = self.queue[name].pop(0)
+        return name, self.running[name]
+
+    def finish(self, name: str, cpu_ns: int) -> int | None:
+        job = self.running.pop(name, None)
+        self.eligible[name] += cpu_ns / self.weight[name]
+        active = sum(w for n, w in self.weight.items() if self.queue[n] or n in self.running)
+        self.now += cpu_ns / (active or self.weight[name])
+        return job
+
+    def clear(self, name: str) -> None:
+        self.running.pop(name, None)
+        self.queue[name] = []
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from("abcdef"), st.integers(1, 8), min_size=1, max_size=6),
+    st.integers(1, 3),
+    st.lists(
+        st.tuples(st.sampled_from("epppfffc"), st.integers(0, 5), st.integers(0, 200_000_000), st.booleans()),
+        max_size=120,
+    ),
+)
+def test_the_heaps_decide_as_a_look_at_every_server_does(
+    weights: dict[str, int], slots: int, moves: list[tuple[str, int, int, bool]]
+) -> None:
+    heaps, scanned = FairClass(weights, slots, 20_000_000), ScannedFairClass(weights, slots, 20_000_000)
+    names = sorted(weights)
+    for number, (move, who, cost, front) in enumerate(moves):
+        name = names[who % len(names)]
+        if move == "e":
+            heaps.enqueue(name, number, front=front)
+            scanned.enqueue(name, number, front)
+        elif move == "p":
+            assert heaps.pick() == scanned.pick()
+        elif move == "f":
+            heaps_job, scanned_job = heaps.finish(name, cost), scanned.finish(name, cost)
+            assert heaps_job == scanned_job
+            heaps.enqueue(name, number)
+            scanned.enqueue(name, number, False)
+        else:
+            heaps.clear(name)
+            scanned.clear(name)

@@ -13,6 +13,9 @@ from typing import Any
 from kfs import snapshot
 from kfs.objects import object_id
 from kfs.store import Store
+from probes import isa
+from probes.cells import Cells, layout, read
+from probes.certificate import Certificate
 from syscalls.errors import RecurosError
 from syscalls.pages import WritePage
 from syscalls.serve import Kernel, serve
@@ -32,7 +35,12 @@ class FakeLearner:
             "abort": self.abort,
             "committed": lambda window: self.bases.pop(window, None) and None,
             "restore": self.restore,
+            "match": self.match,
+            "attach": self.attach,
+            "detach": self.detach,
+            "probes": self.probes,
         }
+        self.cells: dict[int, Cells] = {}
 
     def refs(self) -> dict[str, str]:
         return {PATH: object_id("U8", (64,), self.state)}
@@ -48,9 +56,52 @@ class FakeLearner:
         return {"restored": self.root()}
 
     def abort(self, window: int, reason: str) -> None:
+        dropped = [g for g in self.queue if g["window"] >= window]
         self.queue = [g for g in self.queue if g["window"] < window]
+        for grant in dropped:
+            self.kernel.release(grant["page"])
+            self.bases.setdefault(grant["window"], self.state)
         if window in self.bases:
             self.roll_back(window, "E7-MISSED", reason)
+
+    def match(self, hook: str, prog: str) -> dict[str, Any]:
+        if "nowhere" in hook:
+            raise RecurosError("E4-HOOK", f"{hook} matches nothing", hint="on_kd_step")
+        return {"sites": [hook], "dims": {"rows": 64}, "extra": 0, "pairs": 1, "backend": "vm"}
+
+    def attach(self, id: int, hook: str, prog: str, every: int, admitted: dict[str, Any]) -> dict[str, Any]:
+        with Store.open_reader(self.kernel.config["store"]) as store:
+            data = bytes(store.get(admitted["object"]).data)
+        contract = isa.Contract(hook.partition(":")[0], admitted["dims"])
+        Certificate.decode(admitted["certificate"]).check(data, contract, admitted["rights"])
+        program = isa.decode(data)
+        page = WritePage(layout(program.maps, isa.digest(data), [hook]).total)
+        self.cells[id] = Cells(program.maps, page.view, program=isa.digest(data), sites=[hook])
+        handle = self.kernel.offer(page)
+        page.close_descriptor()
+        return {"sites": [hook], "step": 0, "page": handle}
+
+    def detach(self, id: int) -> dict[str, Any]:
+        del self.cells[id]
+        return {"step": 0}
+
+    def probes(self, id: int) -> dict[str, Any]:
+        rows = [{"id": number, "hook": "on_kd_step", "program": "count"} for number in self.cells]
+        maps = read(self.cells[id].buffer) if id else {}
+        if id:
+            for number, spec in enumerate(self.cells[id].maps):
+                if spec.kind == "ring":
+                    self.cells[id].take(number)
+        return {"probes": rows, "sites": ["on_kd_step"], "maps": maps}
+
+    def fire(self) -> None:
+        """Every program counts the window in its first map, and notes it in a second one, if it is a ring."""
+        for cells in self.cells.values():
+            cells.begin(range(len(cells.maps)))
+            cells.add(0, 0, 1.0, 0)
+            if len(cells.maps) > 1:
+                cells.emit(1, 7, 0.5, 0, 0)
+            cells.end(range(len(cells.maps)))
 
     def roll_back(self, window: int, code: str, reason: str) -> None:
         self.state = self.bases.pop(window)
@@ -72,6 +123,7 @@ class FakeLearner:
         self.kernel.map(grant["page"]).close()
         self.kernel.release(grant["page"])
         self.state = hashlib.sha512(self.state).digest()
+        self.fire()
         page = WritePage(64)
         page.view[:] = self.state
         handle = self.kernel.offer(page)
@@ -86,7 +138,7 @@ class FakeLearner:
             "window_staged",
             window=grant["window"],
             snapshot=done["snapshot"],
-            metrics={"loss": 1.0},
+            metrics={"loss": 1.0, "probe_ns": {str(number): 1_000 for number in self.cells}},
             maps={},
             trace=trace,
         )

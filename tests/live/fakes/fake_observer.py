@@ -92,14 +92,32 @@ class FakeObserver:
         self.info: dict[str, Any] = {}
         self.kernel = kernel
         self.report = Path(kernel.config["run"]) / "hostile.json"
+        self.flooded = Path(kernel.config["run"]) / "flood.json"
         scores = {"scores": {"student": {"accuracy": 0.5}, "teacher": {"accuracy": 0.5}}}
         self.handlers = {"trace": self.trace, "evaluate": lambda **_: scores, "calibrate": lambda **_: {"result": {}}}
 
     def trace(self, window: int, page: int, **_: Any) -> None:
         if self.kernel.config.get("hostile") and not self.report.exists():
             self.attack(page)
+        if (calls := int(self.kernel.config.get("flood", 0))) and not self.flooded.exists():
+            self.flood(calls)
         settings = {"temperature": 2.0 + 0.1 * (window % 3)}
         self.kernel.syscall("policy_submit", window=window, settings=settings, pack="fake")
+
+    def flood(self, calls: int) -> None:
+        """Send all calls before any answer is taken, then count the answers by their code."""
+        begun = [self.kernel.begin("gpu.telemetry") for _ in range(calls)]
+        told: dict[str, int] = {}
+        for call in begun:
+            try:
+                self.kernel.finish(call)
+                code = "answered"
+            except RecurosError as error:
+                code = error.code
+            told[code] = told.get(code, 0) + 1
+        part = self.flooded.with_suffix(".part")
+        part.write_text(json.dumps(told))
+        part.rename(self.flooded)
 
     def held(self) -> set[int]:
         """The slots that the kernel says are this server's own."""

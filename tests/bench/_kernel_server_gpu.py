@@ -1,0 +1,14 @@
+"""Entry of the benchmark's gpu server; see _kernel_server."""
+
+from __future__ import annotations
+
+from syscalls.harden import harden
+
+harden()
+
+# ruff: noqa: E402 - hardened before anything else is imported, as every server
+from syscalls.serve import serve
+from tests.bench._kernel_server import Gauge
+
+if __name__ == "__main__":
+    raise SystemExit(serve("gpu", Gauge))

@@ -1,0 +1,64 @@
+"""Process CPU time of cases that take turns call by call, in an order drawn anew each turn.
+
+Responsible for: `turns`, the sample that every row of the part is made of, in this process and in a peer's (so: standard library
+only), `rounds` of them, and the judgement whether a difference can be seen at all. Refuses: a verdict where the A/A control
+spreads over more than half of the margin that is claimed.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from time import process_time_ns
+
+Cases = Mapping[str, Callable[[], object]]
+Samples = dict[str, list[float]]
+SEED = 42
+
+
+def turns(cases: Cases, calls: int, order: random.Random, inner: int = 1) -> dict[str, float]:
+    """CPU nanoseconds per call of each case over `calls` turns; a turn makes `inner` calls of each, one case after another."""
+    spent = dict.fromkeys(cases, 0)
+    names = list(cases)
+    for _ in range(calls):
+        order.shuffle(names)
+        for name in names:
+            call = cases[name]
+            begun = process_time_ns()
+            for _ in range(inner):
+                call()
+            spent[name] += process_time_ns() - begun
+    return {name: ns / (calls * inner) for name, ns in spent.items()}
+
+
+def rounds(cases: Cases, count: int, calls: int, inner: int = 1) -> Samples:
+    """A sample of each case in each of `count` rounds, after one call of each that does not count."""
+    order = random.Random(SEED)
+    turns(cases, 1, order)
+    found: Samples = {name: [] for name in cases}
+    for _ in range(count):
+        for name, ns in turns(cases, calls, order, inner).items():
+            found[name].append(ns)
+    return found
+
+
+def over(found: Samples, case: str, under: str) -> list[float]:
+    """Round by round, one case's time over another's."""
+    return [a / b for a, b in zip(found[case], found[under], strict=True)]
+
+
+def more(found: Samples, case: str, under: str) -> list[float]:
+    """Round by round, what a case takes beyond another, in nanoseconds."""
+    return [a - b for a, b in zip(found[case], found[under], strict=True)]
+
+
+def width(values: Sequence[float]) -> float:
+    """From the lower to the upper quartile."""
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return high - low
+
+
+def resolved(control: Sequence[float], margin: float) -> bool:
+    """Whether the A/A control is narrow enough to see a difference of `margin`, in the control's own unit."""
+    return len(control) > 1 and width(control) <= abs(margin) / 2

@@ -1,0 +1,78 @@
+"""TransformerLens: run_with_cache as it is called, with the figures then computed from the cache, beside `rms` on the same blocks.
+
+The model is a TransformerBridge round a GPT-2 with random weights; ours is hooked on the same bridge's own hook points.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from typing import Any
+
+import torch
+import transformer_lens
+from tokenizers import Tokenizer, models
+from transformer_lens.model_bridge import TransformerBridge
+from transformers import PreTrainedTokenizerFast
+
+from tests.bench.peers import _watch
+from tests.bench.peers._serve import serve
+
+NAMES = [f"blocks.{layer}.hook_resid_post" for layer in range(_watch.LAYERS)]
+
+
+def bridge() -> Any:
+    """The model; its tokenizer knows the words t0, t1, ..., because the bridge wants one."""
+    words = Tokenizer(models.WordLevel({f"t{n}": n for n in range(_watch.WORDS)}, unk_token="t0"))
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="t1", eos_token="t1", pad_token="t2", unk_token="t0"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        made.save_pretrained(folder)
+        made = PreTrainedTokenizerFast.from_pretrained(folder)
+        return TransformerBridge.boot_transformers("gpt2", hf_model=_watch.gpt2(), tokenizer=made)
+
+
+def main() -> None:
+    plain, control, cached, ours = (bridge() for _ in range(4))
+    x = _watch.tokens()
+    torch.set_grad_enabled(False)
+
+    def all_names() -> list[tuple[float, float, int]]:
+        cache = cached.run_with_cache(x)[1]
+        return [_watch.figures(cache[name]) for name in NAMES]
+
+    def chosen() -> list[tuple[float, float, int]]:
+        cache = cached.run_with_cache(x, names_filter=NAMES)[1]
+        return [_watch.figures(cache[name]) for name in NAMES]
+
+    watched = _watch.hosted(ours, "on_forward:student/blocks.*.hook_out", sys.argv[1], lambda: ours(x))
+
+    def probed() -> None:
+        watched.step()
+        ours(x)
+
+    probed()
+    _watch.require_same(watched.program, all_names())
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in cached.run_with_cache(x)[1].values()}
+    serve(
+        {
+            "plain": lambda: plain(x),
+            "a/a": lambda: control(x),
+            "peer": all_names,
+            "only what is cached": lambda: cached.run_with_cache(x),
+            "names_filter": chosen,
+            "ours": probed,
+        },
+        {
+            "version": getattr(transformer_lens, "__version__", "4"),
+            "peer_bytes": sum(held.values()),
+            "our_bytes": watched.bytes,
+            "installed_bytes": watched.installed,
+            "sites": watched.sites,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
