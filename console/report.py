@@ -141,7 +141,7 @@ def device_text(status: Mapping[str, Any]) -> str:
 def figures_of(maps: Any) -> Any:
     """The figures of a probe: its summary where it gives one, else the numbers of its maps by name."""
     if isinstance(maps, Mapping) and maps.get("summary"):
-        return figures_of(maps["summary"])
+        return figures_of({k: v for k, v in maps["summary"].items() if k != "ran"})  # figures, not how they were made
     if isinstance(maps, Mapping):
         found = {str(k): figures_of(v) for k, v in maps.items()}
         return {k: v for k, v in found.items() if v is not None}

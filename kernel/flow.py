@@ -23,6 +23,7 @@ from kernel.steer import (
     policy_timeout,
     waiting_for_probes,
     weights_for,
+    without_overridden,
 )
 from kernel.window import Window, WindowState
 from kfs.ids import is_object_id
@@ -309,7 +310,12 @@ def resume_state(s: State, w: Window) -> dict[str, Any]:
     horizon = s.next_window
     # Policies whose records are on their way stand before this commit in the ledger, so the tail after it will not tell of them.
     on_the_way = [d for b in (s.in_flight, s.outbox) if b for _, then, d in b.then if then == "policy"]
-    policies = {**s.policies, **{d["applies_at"]: {**d["settings"], "seq": -1} for d in on_the_way if d["settings"]}}
+    coming = {
+        d["applies_at"]: {**without_overridden(s, d["window"], d["settings"]), "seq": -1}
+        for d in on_the_way
+        if d["settings"]
+    }
+    policies = {**s.policies, **coming}
     keep = {k: v for k, v in policies.items() if k >= max([p for p in policies if p <= horizon], default=0)}
     return {
         "cursor": list(next_cursor(s, Cursor(*w.cursor))),

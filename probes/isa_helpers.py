@@ -23,7 +23,9 @@ class Tier(enum.IntEnum):
 class Helper:
     """A native helper. `views`: rank of each view argument; `same_rows`: their first axes must be proved equal.
 
-    `cost` and `per_element`: declared units; `results`: names of the cells an asynchronous helper writes into its map.
+    `cost` and `per_element`: declared units. Where a helper's work grows with more than the elements of its views, they are for features
+    up to about 256 wide and models up to about 100,000 parameters; what it really takes is measured and charged.
+    `results`: names of the cells an asynchronous helper writes into its map.
     """
 
     nr: int
@@ -60,7 +62,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         _KD,
         Tier.INLINE,
         "RKD distance loss over at most 64 evenly chosen rows",
-        400_000,
+        800_000,
         2,
         same_rows=True,
     ),
@@ -71,7 +73,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         _KD,
         Tier.INLINE,
         "RKD angle loss over at most 32 evenly chosen rows",
-        600_000,
+        2_000_000,
         2,
         same_rows=True,
     ),
@@ -82,7 +84,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         _KD,
         Tier.ASYNC,
         "unbiased linear CKA, streamed",
-        3_000,
+        400_000,
         2,
         same_rows=True,
         results=("xy", "xx", "yy", "batches", "rows", "short", "nonfinite"),
@@ -94,7 +96,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         _KD,
         Tier.ASYNC,
         "SVCCA over a bounded reservoir of rows",
-        3_000,
+        30_000_000,
         2,
         same_rows=True,
         results=("svcca", "rows"),
@@ -106,7 +108,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         _KD,
         Tier.ASYNC,
         "PWCCA over a bounded reservoir of rows",
-        3_000,
+        30_000_000,
         2,
         same_rows=True,
         results=("pwcca", "rows"),
@@ -118,7 +120,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         ("on_forward",),
         Tier.ASYNC,
         "mean Mahalanobis distance of rows to a Ledoit-Wolf fit of earlier ones",
-        3_000,
+        1_000_000,
         2,
         results=("distance", "threshold", "outliers", "rows"),
     ),
@@ -129,7 +131,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         ("on_forward",),
         Tier.ASYNC,
         "mean distance of rows to their k nearest among a bounded bank",
-        3_000,
+        1_500_000,
         2,
         results=("distance", "credibility", "rows"),
     ),
@@ -140,7 +142,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         ("on_grad",),
         Tier.ASYNC,
         "diagonal of squared gradients, summarised",
-        3_000,
+        3_000_000,
         2,
         results=("trace", "max", "batches"),
     ),
@@ -162,7 +164,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         ("on_snapshot",),
         Tier.ASYNC,
         "norm of the input-output Jacobian of both models by 4 random projections, the same on both sides",
-        50_000_000,
+        100_000_000,
         0,
         results=("student", "teacher", "drift", "directions", "samples"),
     ),
@@ -173,7 +175,7 @@ HELPERS: Final[tuple[Helper, ...]] = (
         ("on_snapshot",),
         Tier.ASYNC,
         "KL of the teacher's attention from the student's over at most 8 samples",
-        50_000_000,
+        10_000_000,
         0,
         results=("kl", "last", "layers", "by_head", "samples"),
     ),

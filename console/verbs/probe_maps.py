@@ -16,6 +16,7 @@ from console.verb import verb
 if TYPE_CHECKING:
     from syscalls.client import Client
 
+BUILTIN: Final = "builtin:"
 PERIOD_S: Final = 0.5
 Reader = Callable[[], dict[str, Any]]
 
@@ -48,12 +49,21 @@ def reader(client: Client, probe_id: int, *, take: bool = False) -> Iterator[tup
 )
 @click.argument("probe_id", metavar="ID", type=int)
 def stats(ctx: Context, probe_id: int) -> None:
-    """Print the maps."""
+    """Print the figures of a built-in, then the maps."""
     with ctx.client() as client, reader(client, probe_id) as (read, way):
         found = read()
+        running = client.status()["status"]["probes"]
+    prog = next((str(probe["prog"]) for probe in running if probe["id"] == probe_id), "")
+    if way == "page" and prog.startswith(BUILTIN):
+        from probes import library
+
+        found["summary"] = library.summary(prog, found)
+    shown = plain(found)
+    figures = [f"{name}  {value}" for name, value in drawn.leaves({"summary": shown.get("summary") or {}})]
+    lines = [*(line for line in figures if way == "page"), *drawn.lines_of(shown)]
     ctx.emit(
         {"schema": "recuros.probe.stats/v1", "id": probe_id, "maps": found, "read": way},
-        "\n".join(drawn.lines_of(plain(found))) or "its maps are empty",
+        "\n".join(lines) or "its maps are empty",
     )
 
 

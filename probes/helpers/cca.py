@@ -5,9 +5,9 @@
 
 Sources: Raghu et al. 2017, section 2 (directions that hold 99 % of each side's variance); Morcos, Raghu and Bengio 2018, equation 3,
 W the left singular vectors of U_x' U_y, x_j the student's features. PWCCA keeps every direction that is not noise.
-Bounds: ROWS rows; DIRECTIONS directions of a side, the strongest; above WIDTH features these are found by a block power iteration from
-a fixed start (Halko, Martinsson and Tropp 2011, algorithm 4.4). Refuses: fewer than ROWS_PER_DIRECTION rows for each direction, where
-noise correlates too; the figure is then 0, which no figure is.
+Bounds: ROWS rows, the figure made anew after FRESH of them; DIRECTIONS directions of a side, the strongest; above WIDTH features these
+are found by a block power iteration from a fixed start (Halko, Martinsson and Tropp 2011, algorithm 4.4).
+Refuses: fewer than ROWS_PER_DIRECTION rows for each direction, where noise correlates too; the figure is then 0, which no figure is.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from probes.helpers.rows import finite
 ROWS: Final = 1024
 ROWS_TAKEN: Final = 128
 """Of one firing."""
+FRESH: Final = 256
+"""New rows after which the figure is made anew."""
 DIRECTIONS: Final = 96
 WIDTH: Final = 256
 ROWS_PER_DIRECTION: Final = 10
@@ -29,19 +31,18 @@ VARIANCE_KEPT: Final = 0.99
 NOISE: Final = 1e-10
 """A direction with less of the strongest one's variance is rounding."""
 
-Reservoir = tuple[Tensor, Tensor]
+Reservoir = tuple[Tensor, Tensor, int, float]
+"""Student rows [n, d1], teacher rows [n, d2], how many of them are newer than the figure, the figure (0: none yet)."""
 
 
 def svcca(held: Reservoir | None, student: Tensor, teacher: Tensor) -> tuple[Reservoir, tuple[float, float]]:
     """The reservoir with these rows too, and (SVCCA or 0, rows held)."""
-    held = _held(held, student, teacher)
-    return held, (compare(*held, weighted=False), float(held[0].shape[0]))
+    return _folded(held, student, teacher, weighted=False)
 
 
 def pwcca(held: Reservoir | None, student: Tensor, teacher: Tensor) -> tuple[Reservoir, tuple[float, float]]:
     """The reservoir with these rows too, and (PWCCA or 0, rows held)."""
-    held = _held(held, student, teacher)
-    return held, (compare(*held, weighted=True), float(held[0].shape[0]))
+    return _folded(held, student, teacher, weighted=True)
 
 
 def compare(x: Tensor, y: Tensor, *, weighted: bool) -> float:
@@ -89,9 +90,15 @@ def _range(centred: Tensor) -> Tensor:
     return block
 
 
-def _held(held: Reservoir | None, student: Tensor, teacher: Tensor) -> Reservoir:
+def _folded(
+    held: Reservoir | None, student: Tensor, teacher: Tensor, *, weighted: bool
+) -> tuple[Reservoir, tuple[float, float]]:
     both = finite(torch.cat((student.float(), teacher.float()), dim=1)).float()
     x, y = both[:, : student.shape[1]], both[:, student.shape[1] :]
+    fresh, figure = x.shape[0], 0.0
     if held is not None and (held[0].shape[1], held[1].shape[1]) == (x.shape[1], y.shape[1]):
-        x, y = torch.cat((held[0], x)), torch.cat((held[1], y))
-    return x[-ROWS:], y[-ROWS:]
+        x, y = torch.cat((held[0], x))[-ROWS:], torch.cat((held[1], y))[-ROWS:]
+        fresh, figure = fresh + held[2], held[3]
+    if fresh >= FRESH or not figure:
+        figure, fresh = compare(x, y, weighted=weighted), 0
+    return (x, y, fresh, figure), (figure, float(x.shape[0]))

@@ -20,6 +20,8 @@ from torch import Tensor
 
 ROWS_MIN: Final = 4
 ROWS: Final = 256
+SAME: Final = 1e-12
+"""A share of the sum of squares below this, once the mean is taken away, is rounding."""
 
 Sums = tuple[float, ...]
 """xy, xx, yy, batches, rows, short, nonfinite: the row of the map."""
@@ -49,40 +51,30 @@ def fold(sums: Sums | None, student: Tensor, teacher: Tensor) -> tuple[Sums, Sum
 
 
 def hsic1(x: Tensor, y: Tensor) -> tuple[float, float, float]:
-    """HSIC1 of (x, y), (x, x), (y, y) for [n, d1] and [n, d2] features, n >= 4."""
-    n = x.shape[0]
-    x, y = _centred(x), _centred(y)
-    k, l = torch.linalg.vecdot(x, x), torch.linalg.vecdot(y, y)  # noqa: E741 - K and L are the paper's names
-    if max(x.shape[1], y.shape[1]) < n:
-        inner = [_square(x.T @ y), _square(x.T @ x), _square(y.T @ y)]
-        diagonal = 1.0
+    """HSIC1 of (x, y), (x, x), (y, y) for [n, d1] and [n, d2] features, n >= 4, in float32 (float64 stays)."""
+    n, d = x.shape
+    both = torch.cat((x, y), dim=1)
+    both = both if both.dtype == torch.float64 else both.float()
+    raw = (both * both).sum(0)
+    # Twice, so that the sums of the columns vanish to rounding of what is left and not of the offset.
+    both = both - both.mean(0)
+    both -= both.mean(0)
+    squares = both * both
+    k, l = squares[:, :d].sum(1), squares[:, d:].sum(1)  # noqa: E741 - K and L are the paper's names
+    narrow = both.shape[1] < n
+    if narrow:
+        inner = both.T @ both
+        inner *= inner
+        blocks = [inner[:d, d:].sum(), inner[:d, :d].sum(), inner[d:, d:].sum()]
     else:
-        a, b = ((features @ features.T).fill_diagonal_(0).flatten() for features in (x, y))
-        inner = [torch.dot(a, b), torch.dot(a, a), torch.dot(b, b)]
-        diagonal = 0.0
-    figures = torch.stack([*inner, torch.dot(k, l), torch.dot(k, k), torch.dot(l, l), k.sum(), l.sum()]).tolist()
-    products, (k_sum, l_sum) = figures[3:6], figures[6:]
+        a, b = ((part @ part.T).fill_diagonal_(0).flatten() for part in (both[:, :d], both[:, d:]))
+        blocks = [torch.dot(a, b), torch.dot(a, a), torch.dot(b, b)]
+    rest = (torch.dot(k, l), torch.dot(k, k), torch.dot(l, l), k.sum(), l.sum(), raw[:d].sum(), raw[d:].sum())
+    figures = torch.stack((*blocks, *rest)).tolist()
+    frobenius, products, (k_sum, l_sum, x_raw, y_raw) = figures[:3], figures[3:6], figures[6:]
     totals = (k_sum * l_sum, k_sum * k_sum, l_sum * l_sum)
-    terms = zip(figures[:3], products, totals, strict=True)
-    xy, xx, yy = ((f - diagonal * p + t / ((n - 1) * (n - 2)) - 2 * p / (n - 2)) / (n * (n - 3)) for f, p, t in terms)
-    return xy, xx, yy
-
-
-def _square(matrix: Tensor) -> Tensor:
-    flat = matrix.flatten()
-    return torch.dot(flat, flat)
-
-
-def _centred(features: Tensor) -> Tensor:
-    """The features less their mean, in float32 (float64 stays): HSIC1 does not change when a common offset is removed.
-
-    Twice, so that the sums of the columns vanish to rounding of what is left and not of the offset. Rows that are alike but for
-    rounding become equal, so that a collapsed layer gives exactly 0.
-    """
-    wide = features if features.dtype == torch.float64 else features.float()
-    centred = wide - wide.mean(0)
-    centred -= centred.mean(0)
-    low, high = torch.aminmax(centred)
-    first, last = torch.aminmax(wide)
-    within, without = torch.stack((low.abs(), high.abs(), first.abs(), last.abs())).view(2, 2).amax(1).tolist()
-    return centred.zero_() if within <= 1e-6 * without else centred
+    terms = zip(frobenius, products, totals, strict=True)
+    xy, xx, yy = ((f - narrow * p + t / ((n - 1) * (n - 2)) - 2 * p / (n - 2)) / (n * (n - 3)) for f, p, t in terms)
+    # Rows that are alike but for rounding: a collapsed layer is exactly 0.
+    x_varies, y_varies = k_sum > SAME * x_raw, l_sum > SAME * y_raw
+    return xy * (x_varies and y_varies), xx * x_varies, yy * y_varies

@@ -49,7 +49,7 @@ class Answer:
 
 
 Choice = Callable[[int, tuple[Tensor, ...]], tuple[Tensor, ...]]
-"""(helper, views) -> what the helper takes of them: few rows of a long view. May return the views."""
+"""(helper, views) -> what the helper takes of them: few rows of a long view. Each is one of the views itself, or a copy."""
 
 
 class AsyncQueue:
@@ -70,15 +70,15 @@ class AsyncQueue:
         """Copy the views and queue a call; False, and nothing copied, when there is no room. Raises what `fail` was told."""
         if owner in self._failed:
             raise RuntimeError(self._failed[owner])
-        if self._choose is not None:
-            views = self._choose(helper, views)
-        size = sum(view.numel() * view.element_size() for view in views)
+        chosen = views if self._choose is None else self._choose(helper, views)
+        size = sum(view.numel() * view.element_size() for view in chosen)
         with self._changed:
             if self._closed or len(self._jobs) >= self.jobs_max or self._held + size > self.bytes_max:
                 self.dropped += 1
                 return False
             self._held += size
-        copies = tuple(view.detach().to("cpu", copy=True).contiguous() for view in views)
+        # What was chosen out of a view is a copy already.
+        copies = tuple(c.detach().to("cpu", copy=any(c is view for view in views)).contiguous() for c in chosen)
         with self._changed:
             self._jobs.append(Job(owner, helper, number, firing.site, firing.step, copies))
             self._changed.notify()

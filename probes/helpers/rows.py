@@ -6,11 +6,13 @@ Responsible for: an even, fixed choice, the same for every view of a call. Refus
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 
+@lru_cache(maxsize=64)
 def spread(total: int, rows: int) -> Tensor | None:
     """At most `rows` distinct indices below `total`, spread evenly; None when all are taken.
 

@@ -1,8 +1,8 @@
 """Training steps for the benchmark of probes: plain, under the dispatcher with programs attached, and with hooks of plain PyTorch.
 
 Responsible for: one distillation step of two patch transformers as a callable, `attach` as the learner does it (sizes asked of the
-dispatcher, verified, machine code in place), and `TWELVE`, the probes that count as "12 in-place probes". Every case has models of
-its own, made from one seed. Refuses: a probe that was evicted, or ran without machine code where it was to have it.
+dispatcher, verified, machine code in place), and `TWELVE`, the probes that count as "12 in-place probes". All cases of a row train
+the same two models in turns, with other hooks on them. Refuses: a probe that was evicted, or ran without machine code.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from probes.hooks import Dispatcher
 from probes.jit import Compiler
 from probes.library.attached import BuiltIn
 from servers.models.patch import PatchConfig, PatchTransformer
+from tests.bench._probes_time import Hooks, Turn
 
 EVERY = 25
 TWELVE = (
@@ -79,6 +80,21 @@ class Training:
         self.worker: Worker | None = None
         self.programs: list[BuiltIn] = []
         self.count = itertools.count()
+        self._bare = Hooks(self.student, self.teacher)
+
+    def case(self, call: Callable[[], object], install: Callable[[], object] = lambda: None) -> Turn:
+        """`call`, to take turns with other cases of these models, with the hooks that `install` puts on."""
+        self._bare.fork()
+        self.dispatcher, self.worker, self.programs, self.count = None, None, [], itertools.count()
+        install()
+        hooks, held = Hooks(self.student, self.teacher), (self.dispatcher, self.worker, self.programs, self.count)
+        self._bare.put()
+
+        def before() -> None:
+            hooks.put()
+            self.dispatcher, self.worker, self.programs, self.count = held
+
+        return Turn(call, before)
 
     def step(self) -> None:
         """One micro-step, as the learner's engine makes it."""
@@ -117,7 +133,7 @@ class Training:
             for program in self.programs:
                 program.land()
 
-    def host(self, probes: Sequence[tuple[str, str]], compiler: Compiler | None, every: int) -> Training:
+    def host(self, probes: Sequence[tuple[str, str]], compiler: Compiler, every: int) -> None:
         """Install the dispatcher and attach `probes`, pairs of a hook and a built-in's name, to fire every `every` steps."""
         dispatcher = Dispatcher(on_evict=evicted)
         dispatcher.install("student", self.student)
@@ -125,7 +141,8 @@ class Training:
         self.dispatcher = dispatcher
         self.step()  # sites tell their sizes in their first firing
         queue = new_queue()
-        self.worker = Worker(queue, self.subject)
+        subject = self.subject(dispatcher)
+        self.worker = Worker(queue, lambda: subject)
         for number, (hook, name) in enumerate(probes):
             _, dims, _ = dispatcher.match(hook)
             kind = catalogue.BUILTINS[name].hooks[0]
@@ -134,25 +151,22 @@ class Training:
             elif kind == "on_prune":
                 dims = sizes.largest(sizes.of_matrix(p) for p in self.student.parameters())
             prog = catalogue.PREFIX + name
-            if compiler is not None:
-                compiler.compile(isa.encode(library.compile(f"{prog},every={every}")))
-            program = library.build(prog, every, dims, compiler=compiler, subject=self.subject)
+            compiler.compile(isa.encode(library.compile(f"{prog},every={every}")))
+            program = library.build(prog, every, dims, compiler=compiler)
             program.queue = queue
             program.worker = None
-            assert compiler is None or program.backend == "jit", f"{prog}: {program.reason}"
+            assert program.backend == "jit", f"{prog}: {program.reason}"
             dispatcher.attach(number, hook, program)
             self.programs.append(program)
-        return self
 
-    def subject(self) -> Subject:
+    def subject(self, dispatcher: Dispatcher) -> Subject:
         """What a helper of a window's end looks at."""
         modules = {"student": self.student, "teacher": self.teacher}
-        assert self.dispatcher is not None
         return Subject(
             modules,
             lambda role, batch: (modules[role](batch["x"])[0], batch["labels"]),
             {"x": self.images, "labels": self.labels},
-            self.dispatcher.quiet,
+            dispatcher.quiet,
         )
 
 
@@ -166,7 +180,7 @@ def suite() -> list[tuple[str, str]]:
     return [(where.get(b.hooks[0], b.hooks[0]), name) for name, b in catalogue.BUILTINS.items()]
 
 
-def hooked(training: Training) -> Training:
+def hooked(training: Training) -> None:
     """The figures of TWELVE by hand: forward and gradient hooks with torch operations, sums kept in a list of floats."""
     student, held = training.student, [[0.0] * 8 for _ in TWELVE]
 
@@ -223,4 +237,3 @@ def hooked(training: Training) -> Training:
 
     training.teacher.register_forward_hook(logits)
     student.register_forward_hook(logits)
-    return training

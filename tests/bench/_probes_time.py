@@ -9,12 +9,23 @@ from __future__ import annotations
 
 import random
 import statistics
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from time import process_time_ns
+from typing import Any, Final, NamedTuple
 
-Cases = Mapping[str, Callable[[], object]]
+
+class Turn(NamedTuple):
+    """A case with something to do before each of its turns, which is not counted."""
+
+    call: Callable[[], object]
+    before: Callable[[], object]
+
+
+Cases = Mapping[str, Callable[[], object] | Turn]
 Samples = dict[str, list[float]]
 SEED = 42
+RESIDUE_US: Final = 0.4
 
 
 def turns(cases: Cases, calls: int, order: random.Random, inner: int = 1) -> dict[str, float]:
@@ -24,7 +35,10 @@ def turns(cases: Cases, calls: int, order: random.Random, inner: int = 1) -> dic
     for _ in range(calls):
         order.shuffle(names)
         for name in names:
-            call = cases[name]
+            case = cases[name]
+            if isinstance(case, Turn):
+                case.before()
+            call = case.call if isinstance(case, Turn) else case
             begun = process_time_ns()
             for _ in range(inner):
                 call()
@@ -41,6 +55,40 @@ def rounds(cases: Cases, count: int, calls: int, inner: int = 1) -> Samples:
         for name, ns in turns(cases, calls, order, inner).items():
             found[name].append(ns)
     return found
+
+
+_FORWARD: Final = ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called")
+
+
+class Hooks:
+    """The hooks that are on some torch modules now, to be put back in place of others.
+
+    With it all cases of a row run on one and the same model: two copies of a model differ by a few per cent for where they lie in
+    memory, which is more than the rows are about. PyTorch never lets go of a parameter's list of gradient hooks altogether: an
+    empty one stays once there was one, and costs each backward pass about RESIDUE_US a parameter, the plain one too.
+    """
+
+    def __init__(self, *models: Any) -> None:
+        self._modules = [(m.__dict__, {n: m.__dict__[n] for n in _FORWARD}) for root in models for m in root.modules()]
+        self._parameters = [
+            (p, OrderedDict() if (held := p._post_accumulate_grad_hooks) is None else held)
+            for root in models
+            for p in root.parameters()
+        ]
+
+    def put(self) -> None:
+        """These hooks and no others are on the modules."""
+        for held, hooks in self._modules:
+            held.update(hooks)
+        for parameter, hooks in self._parameters:
+            parameter._post_accumulate_grad_hooks = hooks
+
+    def fork(self) -> None:
+        """The same hooks are on the modules, and what is added to them now is not added to these."""
+        for held, hooks in self._modules:
+            held.update({name: type(value)(value) for name, value in hooks.items()})
+        for parameter, hooks in self._parameters:
+            parameter._post_accumulate_grad_hooks = OrderedDict(hooks)
 
 
 def over(found: Samples, case: str, under: str) -> list[float]:

@@ -250,6 +250,12 @@ def _message_rows(rows: Rows, found: dict[str, list[float]], n: int) -> None:
         peer=RAW,
         note="page_list, from a supervised server: decoded, attested, checked, answered; stretch target 2.5",
     )
+    for row in (
+        "direct channel round trip / raw pyzmq",
+        "Ray actor call / direct channel",
+        "throughput at window 64, direct / Ray",
+    ):
+        rows.add(row, "no direct channels in this build")
     rows.add("brokered syscalls at window 64", [n / s for s in found["window"]], unit="/s")
     note = f"{OUTSTANDING} under way at a time"
     if "ray" in found:

@@ -80,8 +80,9 @@ class Outcome:
 def faults_of(rng: random.Random) -> Faults:
     """A quiet world, one kind of trouble, or a bit of everything."""
     kinds = ["late", "hang", "loss", "crash", "kill", "lost_ack", "inexact", "no_space", "bad_policy", "slow_policy"]
+    kinds.append("stall")
     rates = {"late": 0.2, "hang": 0.02, "loss": 0.02, "crash": 0.01, "kill": 1.0, "lost_ack": 0.1, "inexact": 0.5}
-    rates |= {"no_space": 0.1, "bad_policy": 0.3, "slow_policy": 0.2}
+    rates |= {"no_space": 0.1, "bad_policy": 0.3, "slow_policy": 0.2, "stall": 0.01}
     how = rng.random()
     if how < 0.1:
         chosen = []

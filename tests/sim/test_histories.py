@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import histories
@@ -32,6 +37,23 @@ def test_the_same_seed_gives_the_same_ledger_bytes(seed: int) -> None:
     assert one == two
 
 
+def test_a_seed_gives_the_same_ledger_head_in_another_process() -> None:
+    program = "import sys, hashlib; sys.path[:0] = sys.argv[1:3]; import histories\n"
+    program += "print([hashlib.sha256(histories.run(seed).ledger).hexdigest() for seed in (3, 8, 11)])"
+    here = Path(__file__).resolve().parent
+    heads = {
+        subprocess.run(
+            [sys.executable, "-c", program, str(here.parents[1]), str(here)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    }
+    assert heads == {str([hashlib.sha256(histories.run(seed).ledger).hexdigest() for seed in (3, 8, 11)]) + "\n"}
+
+
 def chain(seed: int, faults: dict[str, Any], *, cuts: int = 0, drains: int = 0) -> list[str | None]:
     """Committed states of one plan, to its end, under some faults."""
     rng = random.Random(seed)
@@ -57,6 +79,7 @@ def chain(seed: int, faults: dict[str, Any], *, cuts: int = 0, drains: int = 0) 
     "faults",
     [
         {"late": 0.2},
+        {"stall": 0.02},
         {"hang": 0.05},
         {"loss": 0.03},
         {"late": 0.2, "inexact": 0.5},

@@ -102,6 +102,9 @@ class Faults:
     no_space: float = 0.0
     bad_policy: float = 0.0
     slow_policy: float = 0.0
+    stall: float = (
+        0.0  # a hop takes up to a second: grants arrive when their deadline is over, links overtake one another
+    )
     who: tuple[str, ...] = ("archivist", "dataset", "learner", "observer", "gpu")
     early: bool = False  # also while the runtime starts, where any death is fatal
     until_ns: int = 60 * S  # after this the world is quiet, so that every history can end
@@ -256,7 +259,9 @@ class World:
         heapq.heappush(self.heap, (self.now_ns + max(0, after_ns), self.order, self.boots, action))
 
     def delay_ns(self) -> int:
-        """One hop: 20 us to 3 ms, mostly short."""
+        """One hop: 20 us to 3 ms, mostly short. A link keeps its order, as its transport does, and so waits for what stalls."""
+        if self.faults.stall and self.now_ns < self.faults.until_ns and self.rng.random() < self.faults.stall:
+            return int(S * self.rng.random())
         return int(20_000 + 3 * MS * self.rng.random() ** 4)
 
     def run(self, until: Callable[[], bool], limit_ns: int) -> bool:

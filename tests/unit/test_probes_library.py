@@ -1,6 +1,9 @@
 """The built-ins as verified programs, against oracles that share no code with them; machine code where there is a compiler."""
 
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -78,6 +81,18 @@ def test_every_built_in_is_verified_for_the_reference_sizes_and_reads_before_it_
     assert library.build(f"builtin:{name}").summary()["ran"]["firings"] == 0
 
 
+def test_built_ins_compile_and_read_without_torch_and_numpy():
+    code = (
+        "import sys; from probes import catalogue, isa, library\n"
+        "from probes.cells import Cells, read\n"
+        "for name in catalogue.names():\n"
+        "    program = library.compile(f'builtin:{name}')\n"
+        "    library.summary(f'builtin:{name}', read(Cells(program.maps).buffer))\n"
+        "assert not {'torch', 'numpy', 'llvmlite'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
 @pytest.mark.parametrize("name", catalogue.names())
 def test_a_parameter_is_a_constant_of_the_program(name):
     for key, param in catalogue.BUILTINS[name].params.items():
@@ -91,6 +106,23 @@ def test_a_parameter_is_a_constant_of_the_program(name):
             assert f"{key.upper()} = " in other.source
             assert isa.encode(other) != isa.encode(library.compile(f"builtin:{name}"))
         verify(other, isa.Contract(other.hook_kind), RIGHTS)
+
+
+@pytest.mark.parametrize("name", catalogue.names())
+def test_the_reference_page_names_hook_parameters_and_maps(name):
+    page = (Path(__file__).parents[2] / "docs" / "reference" / "probes.md").read_text(encoding="utf-8")
+    builtin = catalogue.BUILTINS[name]
+    line = next(line for line in page.splitlines() if line.startswith(f"| [`{name}`]"))
+    assert f"`{builtin.hooks[0]}`" in line
+    for key, param in builtin.params.items():
+        assert f"`{key}` ({param.default:g}" in line
+    section = next(part for part in page.split("\n### ") if name in part.splitlines()[0].split(" and "))
+    for spec in library.compile(f"builtin:{name}").maps:
+        assert f"`{spec.name}`" in section, spec.name
+        for cell in spec.fields:
+            assert f"`{cell}`" in section, cell
+    for figure in set(library.build(f"builtin:{name}").summary()) - {"ran", "status"}:
+        assert f"`{figure}`" in section or "those" in section, figure
 
 
 # CKA

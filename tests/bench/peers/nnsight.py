@@ -8,15 +8,20 @@ from importlib.metadata import version
 import torch
 from nnsight import NNsight
 
+from tests.bench._probes_time import Hooks, Turn
 from tests.bench.peers import _watch
 from tests.bench.peers._serve import serve
 
 
 def main() -> None:
-    plain, control, traced, ours = (_watch.gpt2() for _ in range(4))
+    model = _watch.gpt2()
     x = _watch.tokens()
     torch.set_grad_enabled(False)
-    sight = NNsight(traced)
+    unwrapped = Hooks(model)
+    unwrapped.fork()
+    sight = NNsight(model)
+    wrapped = Hooks(model)
+    unwrapped.put()
 
     def saved() -> list[tuple[float, float, int]]:
         with sight.trace(x):
@@ -28,16 +33,24 @@ def main() -> None:
             found = found.save()
         return found
 
-    watched = _watch.hosted(ours, "on_forward:student/transformer.h.*", sys.argv[1], lambda: ours(x))
+    unwrapped.fork()
+    watched = _watch.hosted(model, "on_forward:student/transformer.h.*", sys.argv[1], lambda: model(x))
 
     def probed() -> None:
         watched.step()
-        ours(x)
+        model(x)
 
     probed()
+    ours = Hooks(model)
+    wrapped.put()
     _watch.require_same(watched.program, saved())
     serve(
-        {"plain": lambda: plain(x), "a/a": lambda: control(x), "peer": saved, "ours": probed},
+        {
+            "plain": Turn(lambda: model(x), unwrapped.put),
+            "a/a": Turn(lambda: model(x), unwrapped.put),
+            "peer": Turn(saved, wrapped.put),
+            "ours": Turn(probed, ours.put),
+        },
         {"version": version("nnsight"), "our_bytes": watched.bytes, "sites": watched.sites},
     )
 

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, models
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedTokenizerFast
 
+from tests.bench._probes_time import Hooks, Turn
 from tests.bench.peers import _watch
 from tests.bench.peers._serve import serve
 
@@ -34,35 +35,39 @@ def bridge() -> Any:
 
 
 def main() -> None:
-    plain, control, cached, ours = (bridge() for _ in range(4))
+    model = bridge()
+    bare = Hooks(model)
     x = _watch.tokens()
     torch.set_grad_enabled(False)
 
     def all_names() -> list[tuple[float, float, int]]:
-        cache = cached.run_with_cache(x)[1]
+        cache = model.run_with_cache(x)[1]
         return [_watch.figures(cache[name]) for name in NAMES]
 
     def chosen() -> list[tuple[float, float, int]]:
-        cache = cached.run_with_cache(x, names_filter=NAMES)[1]
+        cache = model.run_with_cache(x, names_filter=NAMES)[1]
         return [_watch.figures(cache[name]) for name in NAMES]
 
-    watched = _watch.hosted(ours, "on_forward:student/blocks.*.hook_out", sys.argv[1], lambda: ours(x))
+    bare.fork()
+    watched = _watch.hosted(model, "on_forward:student/blocks.*.hook_out", sys.argv[1], lambda: model(x))
 
     def probed() -> None:
         watched.step()
-        ours(x)
+        model(x)
 
     probed()
+    ours = Hooks(model)
+    bare.put()
     _watch.require_same(watched.program, all_names())
-    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in cached.run_with_cache(x)[1].values()}
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in model.run_with_cache(x)[1].values()}
     serve(
         {
-            "plain": lambda: plain(x),
-            "a/a": lambda: control(x),
-            "peer": all_names,
-            "only what is cached": lambda: cached.run_with_cache(x),
-            "names_filter": chosen,
-            "ours": probed,
+            "plain": Turn(lambda: model(x), bare.put),
+            "a/a": Turn(lambda: model(x), bare.put),
+            "peer": Turn(all_names, bare.put),
+            "only what is cached": Turn(lambda: model.run_with_cache(x), bare.put),
+            "names_filter": Turn(chosen, bare.put),
+            "ours": Turn(probed, ours.put),
         },
         {
             "version": getattr(transformer_lens, "__version__", "4"),

@@ -45,7 +45,7 @@ def test_a_grant_is_explained_used_and_revoked_by_other_sessions(
         used = other.syscall("interrupt", slot=slot, kind="resume")["seq"]
         runtime.goes_on(2)
         told = command(runtime, capsys, "cap", "explain", to, str(slot))
-        assert [row["holder"] for row in told["chain"]][0] == to
+        assert next(row["holder"] for row in told["chain"]) == to
         assert [row["holder"] for row in told["chain"]][-2:] == ["operator", "kernel"]
         assert [u["seq"] for u in told["used"]] == [used]
         assert len(told["snapshots"]) >= 1
