@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.25
 INTERRUPTED: Final = 130
 HALT_TIMEOUT_S: Final = 120.0
+NOBODY_ANSWERS: Final = ("E3-DOWN", "E3-GONE", "E124-TIMEOUT")
 
 
 @verb(
@@ -139,7 +140,7 @@ def _shutdown(runtime: Runtime, mode: str, reason: str) -> int:
     try:
         runtime.client.shutdown(mode=mode, reason=reason)
     except RecurosError as error:
-        if error.code not in ("E3-DOWN", "E124-TIMEOUT"):
+        if error.code not in NOBODY_ANSWERS:
             raise
     return 1
 
@@ -149,7 +150,7 @@ def _status(runtime: Runtime) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = runtime.client.syscall("status", timeout_s=2.0)["status"]
     except RecurosError as error:
-        if error.code in ("E3-DOWN", "E124-TIMEOUT"):
+        if error.code in NOBODY_ANSWERS:
             return None
         raise
     return found
