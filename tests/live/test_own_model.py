@@ -181,8 +181,12 @@ def test_a_language_model_of_ones_own_is_distilled_although_its_learner_is_kille
     with recuros.boot(config=path, run=run) as runtime:
         status = until(runtime, lambda s: s["windows"]["committed"] >= 2)
         os.kill(server(status, "learner")["pid"], signal.SIGKILL)
+        runtime.client.interrupt(
+            kind="pause"
+        )  # no window begins before the probe is there, however slow this process is
         until(runtime, lambda s: server(s, "learner")["restarts"] == 1 and server(s, "learner")["state"] == "ready")
         answer = runtime.client.rl_attach_probe(hook="on_forward:teacher/**.attn", prog="builtin:rms", every=5)
+        runtime.client.interrupt(kind="resume")
         status = runtime.wait_for("done", WAIT_S)
         maps = runtime.client.probe_read(id=answer["id"])["maps"]
         figures = {p["id"]: runtime.client.probe_read(id=p["id"])["maps"]["summary"] for p in status["probes"]}

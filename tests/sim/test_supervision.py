@@ -9,6 +9,8 @@ from invariants import check_end, check_ledger
 from world import MS, S, World, digest, document
 
 from kernel.events import Effect, Spawn
+from kernel.state import Turn
+from kernel.status import status
 from kfs.records import RecordKind
 from syscalls import limits
 
@@ -138,3 +140,28 @@ def test_a_server_that_never_says_hello_fails_the_boot_with_the_reason() -> None
     assert world.exit == 1
     failed = next(r for r in world.reports if r.get("event") == "failed")
     assert failed["error"][:2] == ["E3-BOOT", f"dataset was not ready after {limits.HELLO_TIMEOUT_NS // S} s"]
+
+
+def test_a_learner_that_is_shown_as_ready_takes_a_probe() -> None:
+    """It is shown as restoring until it has proved its base; from the first moment that says ready, an attach is served."""
+    doc = document(windows=(2, 30))
+    world = Watched(3, doc)
+    world.boot()
+    s = lambda: world.state  # noqa: E731
+    assert world.run(lambda: s() is not None and s().committed_window >= 4, 60 * S)
+    world.hello()
+    incarnation = s().servers["learner"].incarnation
+    world.end(world.processes["learner"], -9)
+    shown: list[str] = []
+
+    def back() -> bool:
+        row = next(x for x in status(Turn(s(), world.now_ns))["servers"] if x["name"] == "learner")
+        if row["incarnation"] > incarnation:
+            shown.append(row["state"])
+        return bool(shown) and shown[-1] == "ready"
+
+    assert world.run(back, 30 * S)
+    assert "restoring" in shown
+    call = world.operator("rl_attach_probe", hook="on_kd_step", prog="builtin:entropy")
+    assert world.run(lambda: ("operator:7.1", call) in world.answers, 10 * S)
+    assert world.answers["operator:7.1", call].ok, world.answers["operator:7.1", call].payload

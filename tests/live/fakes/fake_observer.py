@@ -29,6 +29,8 @@ libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 libc.ptrace.argtypes = [ctypes.c_long, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p]
 PTRACE_ATTACH, PTRACE_SEIZE = 16, 0x4206
 SYS_PROCESS_VM_READV, SYS_PROCESS_VM_WRITEV, SYS_PIDFD_GETFD = 310, 311, 438
+ATTACK_AT = 20
+"""The window whose evidence brings the attack: by then the learner, with three pages a window, holds numbers that this server does not."""
 OPERATOR = """
 import sys
 from pathlib import Path
@@ -97,7 +99,7 @@ class FakeObserver:
         self.handlers = {"trace": self.trace, "evaluate": lambda **_: scores, "calibrate": lambda **_: {"result": {}}}
 
     def trace(self, window: int, page: int, **_: Any) -> None:
-        if self.kernel.config.get("hostile") and not self.report.exists():
+        if self.kernel.config.get("hostile") and window >= ATTACK_AT and not self.report.exists():
             self.attack(page)
         if (calls := int(self.kernel.config.get("flood", 0))) and not self.flooded.exists():
             self.flood(calls)
@@ -136,10 +138,11 @@ class FakeObserver:
             for how, attack in ATTACKS.items()
         }
         found["mprotect page"] = outcome(lambda: checked(libc.mprotect(at, page.size, 3)))
-        for slot in range(2, 12):
-            result = outcome(lambda slot=slot: self.kernel.map(slot).close())
-            if slot not in self.held():  # asked after the attack: the next window's trace may have come in the meantime
-                found[f"map slot {slot}"] = result
+        # Slots of a holder are numbered upwards and never again: beyond its last one lie numbers that only others have at
+        # this window, and the traces that come meanwhile do not get that far.
+        beyond = max(self.held()) + 16
+        for slot in (1, 2, handle - 1, *range(beyond, beyond + 10)):
+            found[f"map slot {slot}"] = outcome(lambda slot=slot: self.kernel.map(slot).close())
         for name, args in FORBIDDEN:
             found[f"syscall {name}"] = outcome(lambda name=name, args=args: self.kernel.syscall(name, **args))
         found["call archivist by slot"] = outcome(
