@@ -225,8 +225,10 @@ class DigitsData(Table):
     kind: Literal["digits"]
     batch: Count = 32
     """Samples a step."""
-    augment: Literal["none", "shift"] = "none"
-    """`shift` moves each image by up to one pixel."""
+    augment: Literal["none", "shift", "mixup"] = "none"
+    """`shift` moves each image by up to one pixel; `mixup` mixes each sample and its label with another of its batch."""
+    mixup_alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    """`mixup`: shares are drawn from Beta(alpha, alpha)."""
 
 
 Fractions = Annotated[list[Share], Field(min_length=3, max_length=3)]

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import msgpack
 
 from kfs.store import Store
-from servers.dataset import digits
+from servers.dataset.augment import augment_of
 from servers.dataset.server import BATCH_DEFAULT, load, options, read_array
 from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
 from syscalls.errors import RecurosError
@@ -28,7 +28,7 @@ class Source:
         data = options(papers)
         table = load(data, papers.get("model") or {})
         batch = int(data.get("batch") or BATCH_DEFAULT)
-        self.stream = Stream(table, int(papers.get("seed", 0)), batch, digits.augment_of(data))
+        self.stream = Stream(table, int(papers.get("seed", 0)), batch, augment_of(data))
         self.digest = table.digest()
 
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kfs.store import Store
 from servers.dataset import digits, jsonl, text
+from servers.dataset.augment import augment_of, check_augment
 from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
 from servers.dataset.table import SPLITS, Table, data_error
 from syscalls.pages import WritePage, pack_arrays
@@ -52,7 +53,8 @@ class DatasetService:
         self._kernel = kernel
         data = options(kernel.config)
         self.table = load(data, kernel.config.get("model") or {})
-        augment = digits.augment_of(data)
+        augment = augment_of(data)
+        check_augment(data, self.table.columns("train"), self.table.task)
         batch = int(data.get("batch") or BATCH_DEFAULT)
         self.stream = Stream(self.table, int(kernel.config.get("seed", 0)), batch, augment)
         self._store = Path(str(kernel.config["store"]))

@@ -18,7 +18,7 @@ import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from servers.dataset.digits import Augment
+from servers.dataset.augment import Augment
 from servers.dataset.table import Columns, Table, data_error
 
 Weights = NDArray[np.float32]
@@ -74,7 +74,7 @@ class Stream:
         ids = self.ids(phase, position)
         columns = self.table.rows("train", ids)
         if self.augment is not None:
-            columns["x"] = self.augment(columns["x"], generator("augment", self.seed, phase, position))
+            columns = self.augment(columns, generator("augment", self.seed, phase, position))
         weight, fell_back = batch_weights(weights, ids)
         return {**columns, "ids": ids, "weight": weight}, fell_back
 

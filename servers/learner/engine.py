@@ -208,6 +208,7 @@ class Engine:
             weight=weight,
             teacher=None if teacher is None else valid_rows(teacher.logits, out.valid_mask),
             label_smoothing=smoothing,
+            other=_other(batch),
         )
         if teacher is None or self.kd.alpha == 0.0 or not self._projectors:
             return rows
@@ -222,6 +223,7 @@ class Engine:
             hidden_weight=_spread(batch, out.hidden[0], out.hidden_mask),
             label_smoothing=smoothing,
             projectors=tuple(self._projectors),
+            other=rows.other,
         )
 
     def _check_finite(self, terms: list[tuple[Term, float]], numbers: list[float]) -> None:
@@ -561,6 +563,11 @@ def _spread(batch: Batch, values: Tensor, mask: Tensor | None) -> Tensor:
         return torch.ones(int(mask.sum()) if mask is not None else math.prod(shape))
     wide = weight.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
     return unit_mean(valid_rows(wide[..., None], mask)[:, 0])
+
+
+def _other(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Second targets and their shares, where the batch was mixed."""
+    return (batch["labels_other"], batch["share_other"]) if "share_other" in batch else None
 
 
 def _aligned(values: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kfs.objects import NewObject
 from kfs.store import Store
-from servers.dataset import digits, server
+from servers.dataset import augment, digits, server
 from servers.dataset.server import DatasetService
 from servers.dataset.stream import Stream, batch_weights, generator
 from servers.dataset.table import Table, content_digest, split_by_content
@@ -78,7 +78,7 @@ def test_batches_laid_end_to_end_are_whole_epochs(n: int, batch: int, epochs: in
 
 def test_a_batch_is_a_function_of_seed_phase_and_position_alone() -> None:
     table = small_table(10)
-    first, again = Stream(table, 1, 4, digits.shift), Stream(table, 1, 4, digits.shift)
+    first, again = Stream(table, 1, 4, augment.shift), Stream(table, 1, 4, augment.shift)
     again.window("distil", 0, 9, None)  # another history
     for name, values in first.make("distil", 7, None)[0].items():
         assert (values == again.make("distil", 7, None)[0][name]).all(), name
@@ -116,7 +116,7 @@ def test_weights_have_mean_one_and_what_is_not_positive_counts_nothing(values: l
 
 def test_shift_moves_by_one_pixel_at_most_and_fills_with_zero() -> None:
     images = np.random.default_rng(0).random((200, 8, 8)).astype(np.float32) + 0.5
-    moved = digits.shift(images, generator("x"))
+    moved = augment.shift({"x": images}, generator("x"))["x"]
     seen = set()
     for image, result in zip(images, moved, strict=True):
         padded = np.pad(image, 1)
@@ -124,6 +124,36 @@ def test_shift_moves_by_one_pixel_at_most_and_fills_with_zero() -> None:
         assert len(match) == 1
         seen.add(match[0])
     assert len(seen) == 9
+
+
+def test_mixup_is_a_function_of_the_position_and_keeps_the_larger_share() -> None:
+    table = small_table(10)
+    stream, again = (Stream(table, 1, 6, augment.mixup(0.4)) for _ in range(2))
+    again.window("distil", 0, 9, None)  # another history
+    columns, plain = stream.make("distil", 7, None)[0], Stream(table, 1, 6).make("distil", 7, None)[0]
+    for name, values in columns.items():
+        assert (values == again.make("distil", 7, None)[0][name]).all(), name
+    assert not (stream.make("distil", 8, None)[0]["share_other"] == columns["share_other"]).all()
+    share = columns["share_other"]
+    assert share.dtype == np.float32
+    assert 0 <= share.min() <= share.max() <= 0.5
+    assert (columns["labels"] == plain["labels"]).all()
+    for i in range(6):  # each row is its own sample and one other of the batch, whose label it carries
+        found = [
+            j
+            for j in range(6)
+            if np.allclose(columns["x"][i], plain["x"][i] * (1 - share[i]) + plain["x"][j] * share[i], rtol=1e-5)
+            and plain["labels"][j] == columns["labels_other"][i]
+        ]
+        assert found
+
+
+@pytest.mark.parametrize("alpha", [0.2, 0.5, 1.0])
+def test_shares_follow_the_beta_distribution(alpha: float) -> None:
+    from scipy.stats import beta, kstest
+
+    draws = augment.beta(generator("beta", str(alpha)), alpha, 4000)
+    assert kstest(draws, beta(alpha, alpha).cdf).pvalue > 0.01
 
 
 # --- sources ---------------------------------------------------------------------------------------------------------
@@ -317,6 +347,7 @@ def test_unusable_files_are_refused(tmp_path: Path, content: str, extra: dict[st
         ({"kind": "text"}, "needs a path"),
         ({"kind": "text", "path": "/nowhere.txt"}, r"no data file at /nowhere\.txt"),
         ({"kind": "digits", "augment": "flip"}, "'flip' is unknown"),
+        ({"kind": "digits", "augment": "mixup", "mixup_alpha": 1.5}, r"mixup-alpha = 1.5 is outside \(0, 1\]"),
     ],
 )
 def test_unusable_data_tables_are_refused(tmp_path: Path, data: dict[str, Any], message: str) -> None:

@@ -95,6 +95,17 @@ def test_task_label_smoothing_matches_the_closed_form() -> None:
     )
 
 
+def test_task_under_mixup_is_the_cross_entropy_with_the_mixed_label() -> None:
+    targets, share = torch.tensor([3, 3, 0, 6, 1, 5]), torch.tensor([0.0, 0.5, 0.25, 0.1, 0.4, 0.3])
+    rows = _rows(other=(targets, share))
+    soft = np.zeros((6, 7))
+    for i in range(6):
+        soft[i, i] += 1 - float(share[i])
+        soft[i, targets[i]] += float(share[i])
+    expected = -(soft * np.log(_softmax64(rows.student.detach().double().numpy()))).sum() / 6
+    assert float(TaskTerm().value(rows, KdSettings()).detach()) == pytest.approx(expected, rel=1e-5)
+
+
 def test_weights_that_are_all_zero_are_refused() -> None:
     with pytest.raises(RecurosError, match="sum to nothing") as caught:
         unit_mean(torch.zeros(3))
