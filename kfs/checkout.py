@@ -136,8 +136,8 @@ def _config(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _how_to_load(architecture: Mapping[str, Any]) -> str:
-    if architecture.get("kind") == "patch":
-        return "servers.models.patch.from_checkout(DIR)"
+    if not isinstance(architecture.get("config"), dict):  # built in, not one of transformers
+        return "servers.models.registry.from_checkout(DIR)"
     head = "AutoModelForCausalLM" if architecture.get("task") == "causal-lm" else "AutoModelForSequenceClassification"
     return f"transformers.{head}.from_pretrained(DIR)"
 

@@ -18,13 +18,15 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from servers.manifest_tables import Manifest, ModelSpec, Server
+from servers.manifest_tables import Manifest, MlpSpec, ModelSpec, PatchSpec, Server
 from servers.models import directory as model_directory
 from syscalls import abi
 from syscalls.errors import RecurosError
 
 BASE = "base"
 TOKENIZER_WORDS = ("teacher", "bytes")
+IMAGE_KINDS = frozenset(("patch", "mlp"))
+"""Kinds of models that read 8 x 8 images."""
 
 
 def apps() -> list[str]:
@@ -354,15 +356,15 @@ def _check_probes(path: Path, manifest: Manifest) -> None:
 
 def _check_models(path: Path, manifest: Manifest) -> None:
     for role, spec in (("teacher", manifest.model.teacher), ("student", manifest.model.student)):
-        if spec.kind != "patch" and spec.path is not None:
+        if not isinstance(spec, PatchSpec | MlpSpec) and spec.path is not None:
             _check_model_dir(path, role, Path(spec.path), weights=spec.kind == "hf")
     kinds = {manifest.model.teacher.kind, manifest.model.student.kind}
-    if "patch" in kinds and kinds != {"patch"}:
+    if kinds & IMAGE_KINDS and len(kinds) > 1:
         raise _refuse(
             path,
             "model",
-            f"a {manifest.model.teacher.kind!r} teacher and a {manifest.model.student.kind!r} student read different inputs",
-            "take both from Hugging Face (hf, hf-config), or both of kind patch",
+            f"a {manifest.model.teacher.kind!r} teacher and a {manifest.model.student.kind!r} student differ in inputs or positions",
+            "take both from Hugging Face (hf, hf-config), or both of one built-in kind (patch or mlp)",
             "E2-MODEL",
         )
 
@@ -383,8 +385,8 @@ def _check_model_dir(path: Path, role: str, directory: Path, *, weights: bool) -
 
 def _check_data(path: Path, manifest: Manifest) -> None:
     data, kind = manifest.data, manifest.model.student.kind
-    if (data.kind == "digits") != (kind == "patch"):
-        wanted = "digits" if kind == "patch" else "jsonl or text"
+    if (data.kind == "digits") != (kind in IMAGE_KINDS):
+        wanted = "digits" if kind in IMAGE_KINDS else "jsonl or text"
         raise _refuse(
             path,
             "data.kind",

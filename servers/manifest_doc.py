@@ -23,6 +23,7 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ('`[model.teacher]`, `[model.student]` with `kind = "hf"`', tables.HfSpec),
     ('`[model.teacher]`, `[model.student]` with `kind = "hf-config"`', tables.HfConfigSpec),
     ('`[model.teacher]`, `[model.student]` with `kind = "patch"`', tables.PatchSpec),
+    ('`[model.teacher]`, `[model.student]` with `kind = "mlp"`', tables.MlpSpec),
     ('`[data]` with `kind = "jsonl"`', tables.JsonlData),
     ('`[data]` with `kind = "text"`', tables.TextData),
     ('`[data]` with `kind = "digits"`', tables.DigitsData),
@@ -54,7 +55,8 @@ RULES: Final = """\
 
 - `window.budget-ms` <= `window.deadline-ms` <= `window.period-ms`.
 - Phase names differ. `repeat` is for the last phase, `end` for phases that train the student.
-- Models of kind `patch` go with `digits`, models of kind `hf` and `hf-config` with `jsonl` or `text`.
+- A model of kind `patch` or `mlp` goes with one of its own kind and with `digits`, models of kind `hf` and
+  `hf-config` with `jsonl` or `text`.
 - Teacher and student have one task, and as many classes or tokens as each other; where both directories hold a
   tokenizer.json, the vocabularies are the same.
 - `data.seq-len` is within the context of both models, the tokenizer's ids within both vocabularies.

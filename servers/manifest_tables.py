@@ -134,6 +134,18 @@ class PatchSpec(Table):
         return self
 
 
+class MlpSpec(Table):
+    """A built-in perceptron over the pixels of 8 x 8 images, the smallest network that distils."""
+
+    kind: Literal["mlp"]
+    layers: Count = 2
+    """Hidden layers."""
+    width: Count = 256
+    """Units of each."""
+    classes: Count = 10
+    """Number of classes."""
+
+
 class HfSpec(Table):
     """A local Hugging Face model directory with its weights."""
 
@@ -170,7 +182,7 @@ class HfConfigSpec(Table):
         return self
 
 
-ModelSpec = Annotated[PatchSpec | HfSpec | HfConfigSpec, Field(discriminator="kind")]
+ModelSpec = Annotated[PatchSpec | MlpSpec | HfSpec | HfConfigSpec, Field(discriminator="kind")]
 
 
 class Models(Table):

@@ -7,7 +7,7 @@ A batch is a dict of tensors:
     "ids" I64 [B]          sample ids
     "weight" F32 [B]       sample weights, mean 1 (optional: all one)
     "labels" I64 [B]       classes (classification)
-    "x" F32 [B, 8, 8]      images (kind "patch")
+    "x" F32 [B, 8, 8]      images (kinds "patch", "mlp")
     "input_ids" I64 [B, T], "attention_mask" I64 [B, T]     tokens (Hugging Face kinds)
 """
 

@@ -7,10 +7,8 @@ Refuses: any other image size (a wrong shape fails in `PatchEmbed`, with both sh
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -164,23 +162,3 @@ class PatchModel(Model):
     def example(self, rows: int, tokens: int) -> Batch:
         """Black images."""
         return {"x": torch.zeros(rows, IMAGE_SIDE, IMAGE_SIDE)}
-
-
-def from_checkout(path: Path | str) -> PatchModel:
-    """The model that `recuros kfs checkout` wrote to a directory, in evaluation mode; E2-MODEL when it is none of this kind."""
-    from safetensors.torch import load_file
-
-    folder = Path(path)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        values = {k: v for k, v in config["architecture"].items() if k != "kind"}
-        if config["architecture"]["kind"] != "patch":
-            raise KeyError("kind")
-        model = PatchModel(PatchConfig(**values))
-        model.module.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
-        raise RecurosError(
-            "E2-MODEL", f"{folder} holds no patch model: {e}", hint="recuros kfs checkout SNAP DIR writes one"
-        ) from e
-    model.module.eval()
-    return model

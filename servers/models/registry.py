@@ -1,6 +1,6 @@
 """The explicit list of model kinds, and what makes two models a pair.
 
-Responsible for: `build(spec, seed)` and `check_pair`. Refuses: unknown kinds and keys, pairs whose logits do not mean the
+Responsible for: `build(spec, seed)`, `from_checkout` and `check_pair`. Refuses: unknown kinds and keys, pairs whose logits do not mean the
 same thing (E2-MODEL with the reason).
 """
 
@@ -15,23 +15,36 @@ from typing import Any
 import torch
 
 from servers.models import hf
+from servers.models.mlp import MlpConfig, MlpModel
 from servers.models.model import Model
 from servers.models.patch import PatchConfig, PatchModel
 from syscalls.errors import RecurosError
 
 
 def _build_patch(spec: dict[str, Any]) -> Model:
-    known = {f.name for f in fields(PatchConfig)}
+    return PatchModel(PatchConfig(**_sizes("patch", PatchConfig, spec)))
+
+
+def _build_mlp(spec: dict[str, Any]) -> Model:
+    return MlpModel(MlpConfig(**_sizes("mlp", MlpConfig, spec)))
+
+
+def _sizes(kind: str, config: type[PatchConfig | MlpConfig], spec: dict[str, Any]) -> dict[str, int]:
+    """The sizes in the spec of a built-in model; E2-MODEL for a key that its config does not have."""
+    known = {f.name for f in fields(config)}
     unknown = sorted(set(spec) - known - {"kind"})
     if unknown:
         raise RecurosError(
-            "E2-MODEL", f"patch model: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(known))}"
+            "E2-MODEL", f"{kind} model: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(known))}"
         )
-    return PatchModel(PatchConfig(**{k: int(v) for k, v in spec.items() if k != "kind"}))
+    return {k: int(v) for k, v in spec.items() if k != "kind"}
 
 
+BUILT_IN = ("patch", "mlp")
+"""Kinds that read 8 x 8 images and come with no directory."""
 KINDS: dict[str, Callable[[dict[str, Any]], Model]] = {
     "patch": _build_patch,
+    "mlp": _build_mlp,
     "hf": hf.from_directory,
     "hf-config": hf.from_config,
 }
@@ -82,10 +95,29 @@ def check_pair(teacher: Model, student: Model, teacher_spec: dict[str, Any], stu
 def _vocabulary(spec: dict[str, Any]) -> dict[str, int] | None:
     """Token -> id of the tokenizer beside a model directory; None where there is none."""
     path = Path(str(spec.get("path", ""))).expanduser()
-    if spec.get("kind") == "patch" or "path" not in spec or not (path / "tokenizer.json").is_file():
+    if spec.get("kind") in BUILT_IN or "path" not in spec or not (path / "tokenizer.json").is_file():
         return None
     model = json.loads((path / "tokenizer.json").read_text(encoding="utf-8")).get("model", {})
     vocabulary = model.get("vocab", {})
     if isinstance(vocabulary, list):  # unigram: [[token, score], ...]
         return {str(entry[0]): i for i, entry in enumerate(vocabulary)}
     return {str(token): int(i) for token, i in vocabulary.items()}
+
+
+def from_checkout(path: Path | str) -> Model:
+    """The built-in model that `recuros kfs checkout` wrote to a directory, in evaluation mode; E2-MODEL when it is none."""
+    from safetensors.torch import load_file
+
+    folder = Path(path)
+    try:
+        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
+        if architecture["kind"] not in BUILT_IN:
+            raise KeyError("kind")
+        model = build(architecture, 0)
+        model.module.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as e:
+        raise RecurosError(
+            "E2-MODEL", f"{folder} holds no built-in model: {e}", hint="recuros kfs checkout SNAP DIR writes one"
+        ) from e
+    model.module.eval()
+    return model

@@ -30,8 +30,8 @@ from kfs.fs import KnowledgeFileSystem
 from kfs.objects import NewObject, blob, id_of
 from kfs.records import Record, RecordKind
 from kfs.store import Store, Stored
-from servers.models.patch import PatchConfig, PatchModel, from_checkout
-from servers.models.registry import build
+from servers.models.patch import PatchConfig, PatchModel
+from servers.models.registry import build, from_checkout
 from syscalls.errors import RecurosError
 
 BF16 = {"one": 0x3F80, "two": 0x4000, "inf": 0x7F80, "nan": 0x7FC0}
@@ -182,7 +182,7 @@ def test_a_patch_model_comes_back_as_it_was(patch_run: Path, tmp_path: Path) -> 
     assert model.module.config == PatchConfig(layers=1, width=8, heads=2)
     for name, p in original.module.named_parameters():
         assert torch.equal(p, model.module.get_parameter(name))
-    assert note["load"].startswith("servers.models.patch")
+    assert note["load"] == "servers.models.registry.from_checkout(DIR)"
     assert json.loads((tmp_path / "out" / "checkout.json").read_text())["record"] == 0
 
 

@@ -93,7 +93,11 @@ def test_other_image_sizes_are_refused_with_both_shapes() -> None:
         PatchTransformer(PatchConfig())(torch.rand(3, 28, 28))
 
 
-@pytest.mark.parametrize("spec", [{"kind": "patch"}, LM_SPEC, CLASSIFIER_SPEC], ids=["patch", "lm", "classifier"])
+@pytest.mark.parametrize(
+    "spec",
+    [{"kind": "patch"}, {"kind": "mlp"}, LM_SPEC, CLASSIFIER_SPEC],
+    ids=["patch", "mlp", "lm", "classifier"],
+)
 def test_a_build_depends_on_its_seed_alone_and_its_architecture_rebuilds_it(spec: dict[str, Any]) -> None:
     torch.manual_seed(123)
     state = torch.get_rng_state()
@@ -105,6 +109,42 @@ def test_a_build_depends_on_its_seed_alone_and_its_architecture_rebuilds_it(spec
     rebuilt = build(json.loads(json.dumps(first.architecture)), 1)
     assert rebuilt.architecture == first.architecture
     assert rebuilt.param_count == first.param_count > 0
+
+
+def test_the_perceptron_is_the_formula_and_hands_out_its_layers() -> None:
+    model = build({"kind": "mlp", "layers": 2, "width": 5}, 3)
+    x = torch.rand(4, 8, 8)
+    out = model.forward({"x": x}, need_hidden=True)
+    (w0, b0, w1, b1, w2, b2) = (p.detach() for p in model.module.parameters())
+    first = x.reshape(4, 64) @ w0.T + b0
+    second = first.clamp(min=0) @ w1.T + b1
+    torch.testing.assert_close(out.logits, second.clamp(min=0) @ w2.T + b2)
+    for given, expected in zip(out.hidden, (first, first.clamp(min=0), second.clamp(min=0)), strict=True):
+        torch.testing.assert_close(given, expected[:, None, :])
+    assert out.hidden[0].shape == (4, 1, model.hidden_width)
+    assert model.forward({"x": x}).hidden == ()
+    assert build({"kind": "mlp"}, 0).param_count == 85_002
+    assert build({"kind": "mlp", "layers": 1, "width": 32}, 0).param_count == 2_410
+    with pytest.raises(RecurosError, match=r"\(3, 28, 28\), expected \[batch, 8, 8\]"):
+        model.forward({"x": torch.rand(3, 28, 28)})
+    with pytest.raises(RecurosError, match="width 0"):
+        build({"kind": "mlp", "width": 0}, 0)
+
+
+def test_hints_between_networks_that_cut_images_differently_are_refused() -> None:
+    spec = {"teacher": {"kind": "patch", "layers": 1, "width": 8, "heads": 2}, "student": {"kind": "mlp", "width": 6}}
+    batch = {"x": torch.rand(3, 8, 8), "labels": torch.arange(3), "ids": torch.arange(3)}
+    phase = {"name": "distil", "index": 0, "train": "student", "steps_total": 4, "lr": 1e-3}
+    mixed = Engine(spec, 0)
+    mixed.begin(phase)
+    with pytest.raises(RecurosError, match="3 hidden positions in this batch, the teacher 48") as caught:
+        mixed.micro_step(batch)
+    assert caught.value.code == "E2-MODEL"
+    mixed.set_kd(alpha=0.0)
+    assert mixed.micro_step(batch).terms.keys() == {"task", "kd"}
+    alike = Engine({**spec, "teacher": {"kind": "mlp", "layers": 4, "width": 9}}, 0)
+    alike.begin(phase)
+    assert alike.micro_step(batch).terms["hint"] > 0
 
 
 def test_valid_positions_are_next_token_targets_that_are_not_padding() -> None:

@@ -29,10 +29,20 @@ class HintTerm:
         """Weighted mean squared distance, summed over mapped layers."""
         assert rows.hidden_weight is not None, "the engine keeps hidden states when this term is on"
         total = torch.zeros(())
+        if rows.teacher_hidden and len(rows.teacher_hidden[0]) != len(rows.hidden_weight):
+            raise _positions_differ(len(rows.hidden_weight), len(rows.teacher_hidden[0]))
         for teacher, student, project in zip(rows.teacher_hidden, rows.student_hidden, rows.projectors, strict=True):
             squared = (teacher - project(student)).square().mean(dim=-1)
             total = total + (squared * rows.hidden_weight).mean()
         return total
+
+
+def _positions_differ(student: int, teacher: int) -> RecurosError:
+    return RecurosError(
+        "E2-MODEL",
+        f"hint: the student has {student} hidden positions in this batch, the teacher {teacher}; they cannot be paired",
+        hint="alpha = 0, or two models that cut their input alike",
+    )
 
 
 def uniform_map(student_layers: int, teacher_layers: int) -> tuple[tuple[int, int], ...]:

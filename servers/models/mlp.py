@@ -1,0 +1,90 @@
+"""A multilayer perceptron over the pixels of 8 x 8 images: the smallest network that distils.
+
+Responsible for: a classifier whose hidden layers are real modules (`layers.<i>`) of one width, so that hooks and hints find them.
+Refuses: any other image size, with both shapes named; sizes below 1.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from servers.models.model import Batch, Model, Output, column
+from syscalls.errors import RecurosError
+
+IMAGE_SIDE = 8
+PIXELS = IMAGE_SIDE**2
+
+
+@dataclass(frozen=True)
+class MlpConfig:
+    """The architecture: `layers` hidden layers of `width` units. 2 x 256 has 85,002 parameters, 1 x 32 has 2,410."""
+
+    layers: int = 2
+    width: int = 256
+    classes: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.layers, self.width, self.classes) < 1:
+            raise RecurosError(
+                "E2-MODEL",
+                f"mlp model: layers {self.layers}, width {self.width} or classes {self.classes} is below 1",
+                hint="choose sizes of at least 1",
+            )
+
+
+class Mlp(nn.Module):
+    """relu(W x + b), `layers` times, and a linear head."""
+
+    def __init__(self, config: MlpConfig) -> None:
+        super().__init__()
+        self.config = config
+        sizes = [PIXELS, *[config.width] * config.layers]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
+        self.head = nn.Linear(config.width, config.classes)
+
+    def forward(self, images: Tensor, need_hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Images [B, 8, 8] -> (logits [B, classes], hidden states).
+
+        `hidden` is () unless asked for: then the first layer before its nonlinearity, in the place of an embedding, and one
+        [B, 1, width] per layer: a sequence of one token.
+        """
+        if images.dim() != 3 or images.shape[1:] != (IMAGE_SIDE, IMAGE_SIDE):
+            raise RecurosError(
+                "E2-DATA",
+                f"mlp model: images have shape {tuple(images.shape)}, expected [batch, {IMAGE_SIDE}, {IMAGE_SIDE}]",
+                hint="use a dataset of 8 x 8 images, or another kind of model",
+            )
+        x = images.flatten(1)
+        hidden: list[Tensor] = []
+        for layer in self.layers:
+            before = layer(x)
+            x = nn.functional.relu(before)
+            hidden += [x] if hidden else [before, x]
+        logits: Tensor = self.head(x)
+        return logits, tuple(h[:, None, :] for h in hidden) if need_hidden else ()
+
+
+class MlpModel(Model):
+    """The perceptron behind the common face; reads the column "x"."""
+
+    task = "classify"
+
+    def __init__(self, config: MlpConfig) -> None:
+        self.module: Mlp = Mlp(config)
+        self.architecture = {"kind": "mlp", **asdict(config)}
+        self.hidden_width = config.width
+        self.num_layers = config.layers
+        self.num_classes = config.classes
+
+    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+        """Logits [B, classes]; every row is valid."""
+        logits, hidden = self.module(column(batch, "x"), need_hidden=need_hidden)
+        return Output(logits, hidden, None)
+
+    def example(self, rows: int, tokens: int) -> Batch:
+        """Black images."""
+        return {"x": torch.zeros(rows, IMAGE_SIDE, IMAGE_SIDE)}
