@@ -23,6 +23,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "halt": ("console.verbs.runtime", "halt", "Drain, commit and stop the runtime."),
     "status": ("console.verbs.runtime", "status", "The whole runtime at a glance."),
     "ps": ("console.verbs.runtime", "ps", "The processes: kernel and servers."),
+    "top": ("console.verbs.top", "top", "Servers, lanes, windows and probes as they move."),
     "wait": ("console.verbs.runtime", "wait", "Wait until a condition holds."),
     "doctor": ("console.verbs.doctor", "doctor", "Check that this host can run a runtime."),
     "logs": ("console.verbs.logs", "logs", "What the processes wrote."),

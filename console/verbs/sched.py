@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -104,19 +103,21 @@ def admit(ctx: Context, name: str, dry_run: bool, budget_ms: int, period_ms: int
 
 @verb(
     "trace",
-    "Write the schedule that the ledger holds to FILE, as a Chrome trace: windows, dispatches, overruns of every boot.",
+    "Write the schedule that the ledger holds as a Chrome trace for Perfetto: lanes, servers, windows, dispatches of every boot.",
     examples=(
-        "recuros sched trace schedule.json",
-        "recuros sched trace schedule.json --run runs/first",
-        "recuros sched trace /tmp/schedule.json --json",
+        "recuros sched trace --out schedule.json",
+        "recuros sched trace --out schedule.json --run runs/first",
+        "recuros sched trace --out /tmp/schedule.json --json",
     ),
     right="none: it reads the files of the run directory, and those need the file system's permission",
     exits=(3, 4, 9),
 )
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False))
+@click.option(
+    "--out", "file", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="Where to."
+)
 def trace(ctx: Context, file: Path) -> None:
     """Replay the ledger's decisions; https://ui.perfetto.dev and chrome://tracing open the file."""
-    from console.trace import chrome
+    from console.trace import chrome, write
     from kernel.replay import replay
     from kfs.store import Store
 
@@ -124,11 +125,8 @@ def trace(ctx: Context, file: Path) -> None:
         found = list(store.records())
     schedules = replay(found)
     events = chrome(schedules, found)
-    try:
-        file.write_text(json.dumps({"displayTimeUnit": "ms", "traceEvents": events}), encoding="utf-8")
-    except OSError as e:
-        raise RecurosError("E2-USAGE", f"cannot write {file}: {e.strerror}", hint="name another file") from e
-    windows = sum(e["ph"] == "X" for e in events)
+    write(file, events)
+    windows = sum(e["ph"] == "X" and e["name"].startswith("window ") for e in events)
     cut = sum(not s.whole for s in schedules)
     doc = {
         "file": str(file),
