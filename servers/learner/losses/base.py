@@ -55,8 +55,8 @@ def _within(name: str, value: float, low: float, high: float) -> None:
 class Rows:
     """One micro-batch, flattened to its valid rows.
 
-        `student`, `teacher`: logits [N, C]; `targets` [N]; `weight` [N], mean 1. `student_hidden`, `teacher_hidden`: per mapped
-        layer [M, width] over content positions, `hidden_weight` [M], mean 1. `other`: under mixup the second targets [N] and their shares
+    `student`, `teacher`: logits [N, C]; `targets` [N]; `weight` [N], mean 1. `student_hidden`, `teacher_hidden`: per mapped
+    layer [M, width] over content positions, `hidden_weight` [M], mean 1. `other`: under mixup the second targets [N] and their shares
     [N]. A field a term does not need may be empty.
     """
 

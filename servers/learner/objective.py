@@ -1,0 +1,171 @@
+"""The objective of one micro-batch: both models' outputs, the terms that are on, and what else is seen of the step.
+
+Responsible for: running the student and, only where something needs it, the teacher; the rows that terms work on; the weighted sum
+of terms with each checked to be finite; what probes and the trace get. Refuses: a term that is not finite (E7-LOSS).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from probes.hooks import Dispatcher
+from servers.learner.losses import TERMS, KdSettings, Rows, Term, unit_mean
+from servers.learner.losses.hint import checked_map
+from servers.learner.phase import Phase
+from servers.learner.projectors import Projectors
+from servers.learner.roles import Roles
+from servers.learner.trace import Seen, Trace, strided, trace_rows
+from servers.models.model import Batch, Model, Output, valid_rows
+from syscalls.errors import RecurosError
+
+TASK_ONLY = KdSettings(mix=0.0, alpha=0.0)
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """What one micro-step did. `terms`: values without their coefficients. `trace`: None when no teacher ran; see `joined`."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    lr: float
+    count: int
+    terms: dict[str, float] = field(default_factory=dict)
+    trace: Seen | Trace | None = None
+
+
+def layer_map(kd: KdSettings, roles: Roles) -> tuple[tuple[int, int], ...]:
+    """(student layer, teacher layer) pairs in force."""
+    return checked_map(kd.layer_map, roles.student.model.num_layers, roles.teacher.model.num_layers)
+
+
+def not_finite(step: int, what: str, value: float) -> RecurosError:
+    """The refusal of a step that would damage parameters."""
+    return RecurosError(
+        "E7-LOSS",
+        f"step {step}: the {what} is {value}; no parameter was changed",
+        hint="lower the learning rate, or look for non-finite inputs in the batch",
+        details={"step": step, "term": what},
+    )
+
+
+class Objective:
+    """L of a batch under given settings."""
+
+    def __init__(self, roles: Roles, projectors: Projectors, dispatcher: Dispatcher | None) -> None:
+        self._roles = roles
+        self._projectors = projectors
+        self._dispatcher = dispatcher
+
+    def loss(self, batch: Batch, phase: Phase, settings: KdSettings, step: int) -> tuple[Tensor, StepMetrics]:
+        """The objective of this batch, checked to be finite, with its parts."""
+        kd = settings if phase.train == "student" else TASK_ONLY
+        terms = [(term, term.coefficient(kd)) for term in TERMS if term.coefficient(kd) != 0.0]
+        fires = phase.train == "student" and self._dispatcher is not None and self._dispatcher.wants("on_kd_step")
+        needs_hidden = fires or any(t.needs_hidden for t, _ in terms)
+        model = self._roles.held[phase.train].model
+        out = model.forward(batch, need_hidden=needs_hidden)
+        teacher: Output | None = None
+        if fires or any(t.needs_teacher for t, _ in terms):
+            with torch.no_grad():
+                teacher = self._roles.teacher.model.forward(batch, need_hidden=needs_hidden)
+        rows = self._rows(model, batch, out, teacher, kd, phase.label_smoothing)
+        values = [term.value(rows, kd) for term, _ in terms]
+        loss = sum((c * v for (_, c), v in zip(terms, values, strict=True)), start=rows.student.new_zeros(()))
+        numbers = torch.stack([loss, *values]).detach().tolist()
+        _check_finite(terms, numbers, step)
+        if fires and teacher is not None:
+            self._fire_kd_step(rows, out, teacher, batch, settings)
+        trace = None if teacher is None or rows.teacher is None else _trace(rows, out, batch)
+        named = {term.name: value for (term, _), value in zip(terms, numbers[1:], strict=True)}
+        return loss, StepMetrics(step, numbers[0], 0.0, 0.0, rows.targets.numel(), named, trace)
+
+    def _rows(
+        self, model: Model, batch: Batch, out: Output, teacher: Output | None, kd: KdSettings, smoothing: float
+    ) -> Rows:
+        targets = valid_rows(model.targets(batch)[..., None], out.valid_mask)[:, 0]
+        weight = _spread(batch, out.logits, out.valid_mask)
+        rows = Rows(
+            student=valid_rows(out.logits, out.valid_mask),
+            targets=targets,
+            weight=weight,
+            teacher=None if teacher is None else valid_rows(teacher.logits, out.valid_mask),
+            label_smoothing=smoothing,
+            other=_other(batch),
+        )
+        if teacher is None or kd.alpha == 0.0 or not self._projectors.modules:
+            return rows
+        pairs = layer_map(kd, self._roles)
+        return Rows(
+            student=rows.student,
+            targets=targets,
+            weight=weight,
+            teacher=rows.teacher,
+            student_hidden=tuple(valid_rows(out.hidden[s], out.hidden_mask) for s, _ in pairs),
+            teacher_hidden=tuple(valid_rows(teacher.hidden[t], out.hidden_mask) for _, t in pairs),
+            hidden_weight=_spread(batch, out.hidden[0], out.hidden_mask),
+            label_smoothing=smoothing,
+            projectors=tuple(self._projectors.modules),
+            other=rows.other,
+        )
+
+    def _fire_kd_step(self, rows: Rows, out: Output, teacher: Output, batch: Batch, kd: KdSettings) -> None:
+        assert self._dispatcher is not None
+        assert rows.teacher is not None
+        pairs = [(f"{s}:{t}", out.hidden[s].detach(), teacher.hidden[t]) for s, t in layer_map(kd, self._roles)]
+        self._dispatcher.fire(
+            "on_kd_step",
+            student_logits=rows.student.detach(),
+            teacher_logits=rows.teacher,
+            labels=rows.targets,
+            ids=_row_ids(rows, out, batch),
+            hidden=pairs,
+            temperature=kd.temperature,
+        )
+
+
+def _check_finite(terms: list[tuple[Term, float]], numbers: list[float], step: int) -> None:
+    for (term, _), value in zip(terms, numbers[1:], strict=True):
+        if not math.isfinite(value):
+            raise not_finite(step, term.name, value)
+    if not math.isfinite(numbers[0]):
+        raise not_finite(step, "sum of terms", numbers[0])
+
+
+def _trace(rows: Rows, out: Output, batch: Batch) -> Seen | Trace:
+    """A classifier's few logits are kept until the window's end; a vocabulary's are too many and are used at once."""
+    assert rows.teacher is not None
+    ids = _row_ids(rows, out, batch)
+    if out.logits.dim() == 2:
+        return Seen(rows.student.detach(), rows.teacher, rows.targets, ids)
+    pick = strided(rows.targets.numel())
+    return trace_rows(rows.student.detach()[pick], rows.teacher[pick], rows.targets[pick], ids[pick])
+
+
+def _row_ids(rows: Rows, out: Output, batch: Batch) -> Tensor:
+    """The sample id of each valid row; -1 where the dataset gives none."""
+    ids = batch.get("ids")
+    if ids is None:
+        return torch.full_like(rows.targets, -1)
+    if out.logits.dim() == 2:
+        return ids
+    return valid_rows(ids[:, None, None].expand(*out.logits.shape[:2], 1), out.valid_mask)[:, 0]
+
+
+def _spread(batch: Batch, values: Tensor, mask: Tensor | None) -> Tensor:
+    """Sample weights [B] spread over the valid rows of `values` [B, ..., W], scaled to mean 1: [N]."""
+    weight = batch.get("weight")
+    shape = values.shape[:-1]
+    if weight is None:
+        return values.new_ones(int(mask.sum()) if mask is not None else math.prod(shape))
+    wide = weight.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
+    return unit_mean(valid_rows(wide[..., None], mask)[:, 0])
+
+
+def _other(batch: Batch) -> tuple[Tensor, Tensor] | None:
+    """Second targets and their shares, where the batch was mixed."""
+    return (batch["labels_other"], batch["share_other"]) if "share_other" in batch else None

@@ -1,0 +1,125 @@
+"""Teacher and student, the student's moving average, and how one becomes the other.
+
+Responsible for: the two roles and their arenas; swaps; capture and restore of both and of the average. Refuses: a swap of a mode
+that it does not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from servers.learner.arena import Arena
+from servers.learner.state import Leaf, blob_of, value_of
+from servers.models.model import Model
+from servers.models.registry import build
+from syscalls.errors import RecurosError
+
+ROLES: Final = ("teacher", "student")
+SWAPS: Final = ("ema", "checkpoint")
+ARCHITECTURES: Final = "policy/roles/state"
+
+
+@dataclass
+class Role:
+    """A model, its arena, and a version that changes whenever its tensors may have."""
+
+    model: Model
+    arena: Arena
+    version: int = 0
+
+
+class Roles:
+    """`held`: role -> model and arena. `ema`: the student's moving average, laid out as its arena."""
+
+    def __init__(self, models: Mapping[str, Model], momentum: float) -> None:
+        self.held = {name: Role(model, Arena(model.module)) for name, model in models.items()}
+        self.momentum = momentum
+        self.ema = self.student.arena.flat.clone()
+        self._cache: dict[str, tuple[int, dict[str, Leaf]]] = {}
+        for role in self.held.values():
+            role.arena.train(False)
+
+    @property
+    def teacher(self) -> Role:
+        """Who is imitated."""
+        return self.held["teacher"]
+
+    @property
+    def student(self) -> Role:
+        """Who imitates."""
+        return self.held["student"]
+
+    def follow(self) -> None:
+        """One step of the moving average."""
+        self.ema.lerp_(self.student.arena.flat, 1.0 - self.momentum)
+
+    def promote(self, mode: str) -> None:
+        """teacher := the student's moving average ("ema"), or the student as it stands."""
+        if mode not in SWAPS:
+            raise RecurosError("E2-LIMIT", f"swap mode {mode!r} is unknown", hint=f"one of {', '.join(SWAPS)}")
+        student = self.student
+        self._reshape("teacher", student.model.architecture)
+        teacher = self.teacher
+        teacher.arena.flat.copy_(self.ema if mode == "ema" else student.arena.flat)
+        for name, buffer in teacher.arena.buffers.items():
+            buffer.copy_(student.arena.buffers[name])
+        teacher.version += 1
+
+    def renew(self, seed: int) -> None:
+        """A new student of the same architecture, and an average that starts at it."""
+        student = self.student
+        fresh = Arena(build(student.model.architecture, seed).module)
+        student.arena.flat.copy_(fresh.flat)
+        for name, buffer in student.arena.buffers.items():
+            buffer.copy_(fresh.buffers[name])
+        student.version += 1
+        self.ema.copy_(fresh.flat)
+
+    def averaged(self) -> Model:
+        """A model of its own with the moving average for weights."""
+        model = build(self.student.model.architecture, 0)
+        Arena(model.module).flat.copy_(self.ema)
+        return model
+
+    def _reshape(self, role: str, architecture: dict[str, Any]) -> None:
+        """Give the role this architecture; its weights are whatever the builder made of seed 0 until they are written."""
+        if self.held[role].model.architecture != architecture:
+            model = build(architecture, 0)
+            self.held[role] = Role(model, Arena(model.module), self.held[role].version + 1)
+            self.held[role].arena.train(False)
+
+    # State
+
+    def capture(self) -> dict[str, Leaf]:
+        """Leaves of both roles and the average. What did not change since the last capture is the same leaf."""
+        leaves: dict[str, Leaf] = {}
+        for name, role in self.held.items():
+            leaves.update(self._cached(name, role.version, role.arena, role.arena.flat))
+            leaves.update(role.arena.buffer_leaves(name) if role.arena.buffers else {})
+        leaves.update(self._cached("ema", self.student.version, self.student.arena, self.ema))
+        leaves[ARCHITECTURES] = blob_of({name: role.model.architecture for name, role in self.held.items()})
+        return leaves
+
+    def restore(self, leaves: Mapping[str, Leaf]) -> None:
+        """Inverse of `capture`."""
+        architectures = value_of(leaves, ARCHITECTURES)
+        self._cache.clear()
+        for name in ROLES:
+            self._reshape(name, architectures[name])
+            role = self.held[name]
+            role.arena.load(name, role.arena.flat, leaves)
+            role.arena.load_buffers(name, leaves)
+            role.version += 1
+        self.ema = torch.zeros_like(self.student.arena.flat)
+        self.student.arena.load("ema", self.ema, leaves)
+
+    def _cached(self, role: str, version: int, arena: Arena, flat: Tensor) -> dict[str, Leaf]:
+        known = self._cache.get(role)
+        if known is None or known[0] != version:
+            known = self._cache[role] = (version, arena.leaves(role, flat))
+        return known[1]
