@@ -93,6 +93,16 @@ class Context:
                     ) from error
                 raise
 
+    def confirm(self, question: str, what: str, yes: bool) -> None:
+        """Ask on a terminal before something is destroyed; elsewhere E2-USAGE unless `yes` was given."""
+        if yes:
+            return
+        if not sys.stdin.isatty():
+            raise RecurosError("E2-USAGE", f"{what}, and there is no terminal to ask on", hint="add --yes")
+        import click
+
+        click.confirm(question, abort=True, err=True)
+
     def message(self, text: str) -> None:
         """A line for the person, on stderr; nothing with --quiet."""
         if not self.quiet:
@@ -123,6 +133,10 @@ class Context:
     def changed(self, schema: str, answer: Mapping[str, Any], what: str) -> None:
         """Print what a change did: its ledger sequence number and the step from which it holds."""
         seq, step = int(answer.get("seq", -1)), int(answer.get("step", -1))
+        if answer.get("dry_run"):
+            when = f"at step {step}" if step >= 0 else "at the next window"
+            self.emit({"schema": schema, **answer}, f"{what}: would be accepted, effective {when}; nothing was changed")
+            return
         where = f"effective at step {step}" if step >= 0 else "effective at the next window"
         record = f"ledger seq {seq}" if seq >= 0 else "no ledger record"
         self.emit({"schema": schema, **answer}, f"{what}: {record}, {where}")

@@ -30,7 +30,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "report": ("console.verbs.report", "report", "What a run directory holds, from its ledger."),
     "learner": ("console.verbs.learner", "learner", "Pause, steer, prune and calibrate the learner."),
     "swap": ("console.verbs.learner", "swap", "Make the student the teacher."),
-    "snapshot": ("console.verbs.learner", "snapshot", "Name and list snapshots."),
+    "snapshot": ("console.verbs.snapshot", "snapshot", "Name, list, inspect and restore snapshots."),
     "sched": ("console.verbs.sched", "sched", "The replay reservation and its admission."),
     "probe": ("console.verbs.probe", "probe", "Attach, read and detach probes."),
     "cap": ("console.verbs.cap", "cap", "Capabilities: who may do what."),

@@ -75,6 +75,17 @@ def verb(
     return declare
 
 
+def changes(*, dry_run: bool = True) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a verb that changes something `--reason TEXT` and, where the kernel can tell, `--dry-run`."""
+
+    def declare(function: Callable[..., Any]) -> Callable[..., Any]:
+        if dry_run:
+            function = click.option("--dry-run", is_flag=True, help="Check, and change nothing.")(function)
+        return click.option("--reason", default="", metavar="TEXT", help="Goes into the ledger.")(function)
+
+    return declare
+
+
 class Noun(click.Group):
     """A group of verbs that suggests the nearest name for a wrong one."""
 

@@ -344,6 +344,8 @@ def answer(t: Turn, caller: Caller, values: dict[str, Any]) -> None:
     """Answer a syscall."""
     if caller.call_id:
         row = abi.SYSCALL_BY_NR[caller.nr]
+        if caller.inner:
+            values = {"reply": abi.SYSCALL_BY_NR[caller.inner].bind_reply(values), "step": int(values.get("step", -1))}
         _answer(t, caller, Reply(caller.call_id, True, row.bind_reply(values)))
 
 

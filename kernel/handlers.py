@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernel import flow, lifecycle, outbox, plan, programs, reserve, rights, steer
+from kernel import flow, lifecycle, outbox, plan, programs, proposal, reserve, rights, steer
 from kernel.broker import answer, end_job, relay, release_page, request
 from kernel.events import Report
 from kernel.sched import Reservation, admit
@@ -412,6 +412,19 @@ def _kfs_gc(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     request(t, "gc", "archivist.gc", args, caller=c)
 
 
+def _propose(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    proposal.propose(t, c, a, cpu_ns, HANDLERS)
+
+
+def _rl_restore(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    if not is_object_id(a["snapshot"]):
+        raise RecurosError(
+            "E2-USAGE", f"rl_restore snapshot={a['snapshot']!r:.80} is not a root id", hint="recuros snapshot ls --all"
+        )
+    args = {"snapshot": a["snapshot"]}
+    _directive(t, c, ["restore", args], "restore", {**args, "window": t.state.next_window})
+
+
 def _server_only(t: Turn, c: Caller) -> None:
     if c.principal not in t.state.servers:
         raise RecurosError("E5-DENIED", f"{c.principal} is not a server", hint="this call is for servers")
@@ -457,5 +470,7 @@ HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
     "rl_load_probe": _rl_load_probe,
     "probe_programs": _probe_programs,
     "probe_page": _probe_page,
+    "propose": _propose,
+    "rl_restore": _rl_restore,
 }
 assert HANDLERS.keys() == abi.SYSCALL_BY_NAME.keys(), "a syscall has no handler, or a handler no syscall"

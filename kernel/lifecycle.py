@@ -255,7 +255,7 @@ def _schedule_in(tail: list[Record], manifest: list[int]) -> tuple[list[int], li
 
 def resume_uncommitted(s: State, tail: list[Record]) -> None:
     """No window is committed yet: windows begin at the first, with what operators had asked for. Evidence of lost windows is void."""
-    asked = {RecordKind.KD_SET, RecordKind.SWAP, RecordKind.PRUNE, RecordKind.GATE_SET}
+    asked = {RecordKind.KD_SET, RecordKind.SWAP, RecordKind.RESTORE, RecordKind.PRUNE, RecordKind.GATE_SET}
     for r in tail:
         probe = r.kind is RecordKind.PROBE_ATTACH and r.actor != "kernel:manifest"  # the manifest's are attached anew
         if r.kind in asked or probe or r.kind is RecordKind.PROBE_DETACH:
@@ -304,8 +304,11 @@ def resume(s: State, commit: Record, tail: list[Record]) -> None:
 def _fold(s: State, r: Record) -> None:
     a = r.args
     if r.kind is RecordKind.KD_SET:
-        s.directives.append(["kd", a])
-        steer.operator_set(s, a)
+        kd = {k: v for k, v in a.items() if k != "reason"}
+        s.directives.append(["kd", kd])
+        steer.operator_set(s, kd)
+    elif r.kind is RecordKind.RESTORE:
+        s.directives.append(["restore", {"snapshot": a["snapshot"]}])
     elif r.kind is RecordKind.SWAP and r.actor != "kernel:plan":
         s.directives.append(["swap", {"mode": a["mode"]}])
     elif r.kind is RecordKind.PRUNE:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernel.broker import request
-from kernel.state import Batch, Turn
+from kernel.state import Batch, Caller, Turn
 from kfs import records
 from kfs.records import Record, RecordKind
 from syscalls import limits
@@ -34,6 +34,9 @@ def record(
 ) -> None:
     """Queue a record; `then` names a continuation in `core.CONTINUATIONS` that runs with its sequence number once it is durable."""
     s = t.state
+    caller = (then_data or {}).get("caller")
+    if isinstance(caller, Caller) and caller.reason and not args.get("reason"):
+        args = {**args, "reason": caller.reason}
     s.last_t_mono = max(s.last_t_mono + 1, t.now_ns)  # strictly increasing, so that no two drafts of a boot are alike
     learner = s.servers.get("learner")
     info = learner.info if learner else {}

@@ -87,6 +87,8 @@ class Caller(NamedTuple):
     route: bytes
     call_id: int
     nr: int
+    inner: int = 0  # of `propose`: the syscall that it makes
+    reason: str = ""  # what `propose` said why; it goes into the record
 
 
 class Cursor(NamedTuple):

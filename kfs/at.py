@@ -390,8 +390,9 @@ def _rollback(s: State, r: Record) -> None:
 
 
 def _kd_set(s: State, r: Record) -> None:
-    s.directives.append(["kd", r.args])
-    s.kd = r.args
+    kd = {k: v for k, v in r.args.items() if k != "reason"}
+    s.directives.append(["kd", kd])
+    s.kd = kd
     for policy in s.policies.values():
         policy.settings = without_overridden(s.kd, policy.window, policy.settings)
 
@@ -404,6 +405,10 @@ def _swap(s: State, r: Record) -> None:
     else:
         s.directives.append(["swap", {"mode": mode}])
     s.swaps.append({"seq": r.seq, "mode": mode, "window": window, "by": r.actor})
+
+
+def _restore(s: State, r: Record) -> None:
+    s.directives.append(["restore", {"snapshot": r.args["snapshot"]}])
 
 
 def _generation(s: State, r: Record) -> None:
@@ -513,6 +518,7 @@ _RULES: Final = {
     RecordKind.WINDOW_ROLLBACK: _rollback,
     RecordKind.SNAPSHOT: _snapshot,
     RecordKind.SWAP: _swap,
+    RecordKind.RESTORE: _restore,
     RecordKind.GENERATION: _generation,
     RecordKind.KD_SET: _kd_set,
     RecordKind.GATE_SET: _gate,

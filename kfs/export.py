@@ -32,6 +32,7 @@ SCHEMA: Final = "recuros.kfs.export/v1"
 _DECISIONS: Final = frozenset(
     {
         RecordKind.SWAP,
+        RecordKind.RESTORE,
         RecordKind.GENERATION,
         RecordKind.KD_SET,
         RecordKind.GATE_SET,

@@ -57,6 +57,7 @@ class RecordKind(enum.StrEnum):
     WINDOW_ROLLBACK = "window.rollback"
     SNAPSHOT = "snapshot"
     SWAP = "swap"
+    RESTORE = "restore"
     GENERATION = "generation"
     KD_SET = "kd.set"
     GATE_SET = "gate.set"
@@ -122,6 +123,7 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.WINDOW_ROLLBACK: {"window": "int", "boot": "key", "base": "id?", "restored": "id?", "exact": "bool"},
     RecordKind.SNAPSHOT: {"name": "str", "window": "int"},
     RecordKind.SWAP: {"mode": "str", "window": "int"},
+    RecordKind.RESTORE: {"snapshot": "id", "window": "int"},
     RecordKind.GENERATION: {"generation": "int", "window": "int", "reason": "str"},
     RecordKind.KD_SET: {"temperature": "num", "alpha": "num", "proj": "plain", "mix": "num", "window": "int"},
     RecordKind.GATE_SET: {"criteria": "map", "window": "int"},
@@ -141,9 +143,24 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
 # Arguments that came later: older records lack them, and what writes records may leave them out.
 #   inputs   config: papers of the run; weights, gate: what the batches were weighted by; evidence: trace and probe maps ("" or {}: none)
 #   cancelled: queued calls that the revocation took back; taken: the capability itself went too
+#   reason: what whoever asked for the change said why
+_WHY: Final = {"reason": "str"}
 OPTIONAL_ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.WINDOW_COMMIT: {"inputs": "map"},
-    RecordKind.CAP_REVOKE: {"cancelled": "int", "taken": "bool"},
+    RecordKind.CAP_DERIVE: _WHY,
+    RecordKind.CAP_REVOKE: {"cancelled": "int", "taken": "bool", **_WHY},
+    RecordKind.SCHED_SET: _WHY,
+    RecordKind.SNAPSHOT: _WHY,
+    RecordKind.SWAP: _WHY,
+    RecordKind.RESTORE: _WHY,
+    RecordKind.KD_SET: _WHY,
+    RecordKind.GATE_SET: _WHY,
+    RecordKind.PRUNE: _WHY,
+    RecordKind.CALIBRATE: _WHY,
+    RecordKind.EVALUATE: _WHY,
+    RecordKind.PROBE_LOAD: _WHY,
+    RecordKind.PROBE_ATTACH: _WHY,
+    RecordKind.PROBE_DETACH: _WHY,
 }
 _ARG_TYPES: Final[dict[str, tuple[type, ...]]] = {
     "int": (int,),

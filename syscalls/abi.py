@@ -279,6 +279,13 @@ SYSCALLS: Final[tuple[Row, ...]] = (
     Row(64, "probe_programs", (), (_a("programs", "list"),), "Programs loaded in this boot: digest, object, hook, owner, certificate, probes."),
     Row(65, "probe_page", (_a("id", "int"),), (_a("page", "page", "0: this probe keeps no page"),),
         "The page that holds a probe's maps, to be read while the learner writes.", R.READ_TRACE),
+    # --- changes, and talk of changes ------------------------------------------------------------------------------------
+    Row(80, "propose", (_a("syscall", "int", "number of a change"), _a("args", "list", "its columns"),
+                        _a("reason", "str", "goes into its record", ""), _a("dry_run", "bool", "check, and change nothing", False)),
+        (_a("reply", "list", "that syscall's; empty for a dry run"), _a("step", "int", "effective at step", -1)),
+        "Make a change with a reason for the ledger, or only ask whether it would be accepted. It needs the change's right."),
+    Row(81, "rl_restore", (_a("snapshot", "str", "root id of a snapshot of this run"),), _SEQ,
+        "Go back to the learner's state in a snapshot at the next window; the plan, the data and the generation go on.", R.STEER),
 )
 
 METHODS: Final[tuple[Row, ...]] = (

@@ -7,8 +7,9 @@ directory without a live runtime is E3-DOWN, with the way to start one.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from syscalls import abi
 from syscalls.rundir import socket_dir
 from syscalls.stubs import Stubs
 
@@ -28,6 +29,23 @@ class Client(Stubs):
         except BaseException:
             self.close()
             raise
+
+    def change(
+        self, name: str, /, *, reason: str = "", dry_run: bool = False, timeout_s: float | None = None, **args: Any
+    ) -> dict[str, Any]:
+        """A syscall that changes something, with a reason for its record; its reply.
+
+        With `dry_run` only the question: {"seq": -1, "step", "dry_run": True} when it would be accepted, its own error when not.
+        """
+        if not reason and not dry_run:
+            return self.syscall(name, timeout_s=timeout_s, **args)
+        row = abi.SYSCALL_BY_NAME[name]
+        answer = self.syscall(
+            "propose", timeout_s=timeout_s, syscall=row.nr, args=row.bind(args), reason=reason, dry_run=dry_run
+        )
+        if dry_run:
+            return {"seq": -1, "step": answer["step"], "dry_run": True}
+        return row.check_reply(answer["reply"])
 
     def map(self, handle: int) -> ReadPage:
         """Map a page that the kernel gave this session a handle for, read-only; its writer may go on writing."""

@@ -165,3 +165,11 @@ class Stubs(Peer):
     def probe_page(self, *, id: int) -> dict[str, Any]:
         """The page that holds a probe's maps, to be read while the learner writes."""
         return self.syscall("probe_page", id=id)
+
+    def propose(self, *, syscall: int, args: list[Any], reason: str = "", dry_run: bool = False) -> dict[str, Any]:
+        """Make a change with a reason for the ledger, or only ask whether it would be accepted. It needs the change's right."""
+        return self.syscall("propose", syscall=syscall, args=args, reason=reason, dry_run=dry_run)
+
+    def rl_restore(self, *, snapshot: str) -> dict[str, Any]:
+        """Go back to the learner's state in a snapshot at the next window; the plan, the data and the generation go on."""
+        return self.syscall("rl_restore", snapshot=snapshot)

@@ -1,4 +1,4 @@
-"""Verbs that steer the learner: learner, swap, snapshot."""
+"""Verbs that steer the learner: learner, swap."""
 
 from __future__ import annotations
 
@@ -6,15 +6,24 @@ from typing import Any, Final
 
 import click
 
-from console.context import Context, Table, no_such
-from console.verb import noun, verb
+from console.context import Context, no_such
+from console.verb import changes, noun, verb
 from syscalls.errors import RecurosError
 
+LEARNER: Final = "learner"
 CALIBRATE_TIMEOUT_S: Final = 120.0
 STEER_EXITS: Final = (3, 5, 75, 124)
 
 learner = noun("learner", "Pause, steer, prune and calibrate the learner.")
-snapshot = noun("snapshot", "Name and list snapshots.")
+
+
+def _learner(name: str) -> None:
+    """There is one learner; a name is for scripts that say which one they mean."""
+    if name != LEARNER:
+        raise no_such("learner", name, [LEARNER])
+
+
+_which = click.argument("target", metavar="[LEARNER]", default=LEARNER)
 
 
 def _interrupt(kind: str, doc: str) -> None:
@@ -23,23 +32,48 @@ def _interrupt(kind: str, doc: str) -> None:
         doc,
         examples=(
             f"recuros learner {kind}",
-            f"recuros learner {kind} --json",
+            f"recuros learner {kind} --dry-run --json",
             f"recuros learner {kind} --reason maintenance",
         ),
         right="interrupt",
-        exits=STEER_EXITS,
+        exits=(*STEER_EXITS, 4),
     )
-    @click.option("--reason", default="", metavar="TEXT", help="Goes into the ledger.")
-    def interrupt(ctx: Context, reason: str) -> None:
+    @_which
+    @changes()
+    def interrupt(ctx: Context, target: str, reason: str, dry_run: bool) -> None:
+        _learner(target)
         with ctx.client() as client:
-            answer = client.interrupt(kind=kind, reason=reason)
+            answer = client.change("interrupt", dry_run=dry_run, kind=kind, reason=reason)
         ctx.changed(f"recuros.learner.{kind}/v1", answer, kind)
 
     learner.add_command(interrupt)
 
 
 _interrupt("pause", "Pause: the running window ends, no other is granted.")
-_interrupt("resume", "Resume after a pause.")
+_interrupt("resume", "Resume after a pause, or after a plan that stopped with an error.")
+
+
+@verb(
+    "interrupt",
+    "Interrupt the learner: KIND is pause, resume or stop; stop drains and halts the runtime.",
+    examples=(
+        "recuros learner interrupt pause",
+        "recuros learner interrupt stop --reason 'the disk is full' --yes",
+        "recuros learner interrupt resume --dry-run",
+    ),
+    right="interrupt",
+    exits=STEER_EXITS,
+)
+@click.argument("kind")
+@changes()
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def interrupt(ctx: Context, kind: str, reason: str, dry_run: bool, yes: bool) -> None:
+    """Send it as it is: the kernel knows the kinds."""
+    if kind == "stop" and not dry_run:
+        ctx.confirm("Drain and halt the runtime?", "this halts the runtime", yes)
+    with ctx.client() as client:
+        answer = client.change("interrupt", dry_run=dry_run, kind=kind, reason=reason)
+    ctx.changed("recuros.learner.interrupt/v1", {"kind": kind, **answer}, kind)
 
 
 @verb(
@@ -48,7 +82,7 @@ _interrupt("resume", "Resume after a pause.")
     examples=(
         "recuros learner kd --temperature 3",
         "recuros learner kd --mix 0.9 --alpha 0.5",
-        "recuros learner kd --proj none",
+        "recuros learner kd --proj none --dry-run",
     ),
     right="steer",
     exits=STEER_EXITS,
@@ -57,13 +91,14 @@ _interrupt("resume", "Resume after a pause.")
 @click.option("--alpha", type=float, help="Weight of the hint term.")
 @click.option("--mix", type=float, help="Share of the KD term, 0 to 1.")
 @click.option("--proj", type=click.Choice(["linear", "none"]), help="Projector of the hint term.")
-def kd(ctx: Context, **given: Any) -> None:
+@changes()
+def kd(ctx: Context, reason: str, dry_run: bool, **given: Any) -> None:
     """Send what was given."""
     settings = {name: value for name, value in given.items() if value is not None}
     if not settings:
         raise RecurosError("E2-USAGE", "nothing to change was given", hint="recuros learner kd --temperature 3")
     with ctx.client() as client:
-        answer = client.rl_set_kd(**settings)
+        answer = client.change("rl_set_kd", reason=reason, dry_run=dry_run, **settings)
     ctx.changed("recuros.learner.kd/v1", answer, " ".join(f"{k}={v}" for k, v in settings.items()))
 
 
@@ -72,7 +107,7 @@ def kd(ctx: Context, **given: Any) -> None:
     "Leave the easiest and the most ambiguous samples out, by teacher entropy; --open takes all of them again.",
     examples=(
         "recuros learner gate --drop-low 0.1 --drop-high 0.1",
-        "recuros learner gate --drop-high 0.05",
+        "recuros learner gate --drop-high 0.05 --reason 'two labels are doubtful'",
         "recuros learner gate --open",
     ),
     right="steer",
@@ -85,7 +120,10 @@ def kd(ctx: Context, **given: Any) -> None:
     "--drop-high", type=click.FloatRange(0, 1), metavar="SHARE", help="Share of the highest entropies to leave out."
 )
 @click.option("--open", "open_", is_flag=True, help="Leave nothing out.")
-def gate(ctx: Context, drop_low: float | None, drop_high: float | None, open_: bool) -> None:
+@changes()
+def gate(
+    ctx: Context, drop_low: float | None, drop_high: float | None, open_: bool, reason: str, dry_run: bool
+) -> None:
     """Set or open the gate."""
     criteria = {k: v for k, v in (("drop_low", drop_low), ("drop_high", drop_high)) if v is not None}
     if open_ == bool(criteria):
@@ -93,7 +131,7 @@ def gate(ctx: Context, drop_low: float | None, drop_high: float | None, open_: b
             "E2-USAGE", "give shares to leave out, or --open", hint="recuros learner gate --drop-low 0.1"
         )
     with ctx.client() as client:
-        answer = client.rl_gate_samples(criteria=criteria)
+        answer = client.change("rl_gate_samples", reason=reason, dry_run=dry_run, criteria=criteria)
     ctx.changed(
         "recuros.learner.gate/v1", answer, "gate " + (" ".join(f"{k}={v}" for k, v in criteria.items()) or "open")
     )
@@ -104,17 +142,18 @@ def gate(ctx: Context, drop_low: float | None, drop_high: float | None, open_: b
     "Zero a SHARE of the student's weights by magnitude; the masks hold from then on.",
     examples=(
         "recuros learner prune 0.5",
-        "recuros learner prune 0.7 --json",
+        "recuros learner prune 0.7 --dry-run --json",
         "recuros --run runs/first learner prune 0.3",
     ),
     right="steer",
     exits=STEER_EXITS,
 )
 @click.argument("share", type=click.FloatRange(0, 1, max_open=True))
-def prune(ctx: Context, share: float) -> None:
+@changes()
+def prune(ctx: Context, share: float, reason: str, dry_run: bool) -> None:
     """Send the sparsity."""
     with ctx.client() as client:
-        answer = client.rl_prune(mask_spec={"sparsity": share})
+        answer = client.change("rl_prune", reason=reason, dry_run=dry_run, mask_spec={"sparsity": share})
     ctx.changed("recuros.learner.prune/v1", answer, f"prune to sparsity {share:g}")
 
 
@@ -127,18 +166,21 @@ def prune(ctx: Context, share: float) -> None:
         "recuros learner calibrate --timeout 300",
     ),
     right="steer",
-    exits=STEER_EXITS,
+    exits=(*STEER_EXITS, 4),
 )
-def calibrate(ctx: Context) -> None:
+@_which
+@changes(dry_run=False)
+def calibrate(ctx: Context, target: str, reason: str) -> None:
     """Ask, and print the fit."""
+    _learner(target)
     limit_s = CALIBRATE_TIMEOUT_S if ctx.timeout_option_s is None else ctx.timeout_option_s
     with ctx.client() as client:
-        answer = client.syscall("rl_calibrate", timeout_s=limit_s)
+        answer = client.change("rl_calibrate", reason=reason, timeout_s=limit_s)
     found = ", ".join(f"{k} {v:.4g}" for k, v in answer["result"].items() if isinstance(v, int | float))
     ctx.changed("recuros.learner.calibrate/v1", answer, f"calibrated: {found}")
 
 
-for _command in (kd, gate, prune, calibrate):
+for _command in (interrupt, kd, gate, prune, calibrate):
     learner.add_command(_command)
 
 
@@ -149,66 +191,14 @@ for _command in (kd, gate, prune, calibrate):
     right="steer",
     exits=(*STEER_EXITS, 4),
 )
-@click.argument("target", metavar="[LEARNER]", default="learner")
+@_which
 @click.option(
     "--mode", type=click.Choice(["ema", "checkpoint"]), default="ema", help="Which weights become the teacher's [ema]."
 )
-@click.option("--dry-run", is_flag=True, help="Check, and change nothing.")
-def swap(ctx: Context, target: str, mode: str, dry_run: bool) -> None:
+@changes()
+def swap(ctx: Context, target: str, mode: str, reason: str, dry_run: bool) -> None:
     """Ask for the swap."""
-    if target != "learner":
-        raise no_such("learner", target, ["learner"])
+    _learner(target)
     with ctx.client() as client:
-        answer = client.rl_swap_roles(mode=mode, dry_run=dry_run)
-    ctx.changed("recuros.learner.swap/v1", answer, f"swap by {mode}" + (" would be accepted" if dry_run else ""))
-
-
-@verb(
-    "create",
-    "Name the last committed state and pin it.",
-    examples=("recuros snapshot create", "recuros snapshot create before-swap", "recuros snapshot create best --json"),
-    right="steer",
-    exits=STEER_EXITS,
-)
-@click.argument("name", default="")
-def create(ctx: Context, name: str) -> None:
-    """Ask for the snapshot and print its id."""
-    with ctx.client() as client:
-        answer = client.rl_snapshot(name=name)
-    ctx.changed("recuros.snapshot.create/v1", answer, f"{answer['snapshot']} {name}".strip())
-
-
-@verb(
-    "ls",
-    "Named snapshots, from the ledger; --all also lists the state after every committed window. Needs no runtime.",
-    examples=("recuros snapshot ls", "recuros snapshot ls --all -o name", "recuros snapshot ls --json"),
-    exits=(4,),
-)
-@click.option("--all", "all_", is_flag=True, help="Committed windows too.")
-def ls(ctx: Context, all_: bool) -> None:
-    """Read the ledger."""
-    from kfs.records import RecordKind
-    from kfs.store import Store
-
-    kinds = {RecordKind.SNAPSHOT, RecordKind.WINDOW_COMMIT} if all_ else {RecordKind.SNAPSHOT}
-    rows = []
-    with Store.open_reader(ctx.run / "store") as store:
-        for record in store.records():
-            if record.kind in kinds:
-                name = record.args.get("name", "")
-                rows.append(
-                    {
-                        "snapshot": record.result_snap,
-                        "name": name,
-                        "window": record.args["window"],
-                        "generation": record.generation,
-                        "seq": record.seq,
-                    }
-                )
-    columns = {"snapshot": "SNAPSHOT", "name": "NAME", "window": "WINDOW", "generation": "GENERATION", "seq": "SEQ"}
-    empty = "no named snapshot; recuros snapshot create NAME, or --all"
-    ctx.emit({"schema": "recuros.snapshot.ls/v1", "snapshots": rows}, Table(rows, columns, key="snapshot", empty=empty))
-
-
-for _command in (create, ls):
-    snapshot.add_command(_command)
+        answer = client.change("rl_swap_roles", reason=reason, dry_run=dry_run, mode=mode)
+    ctx.changed("recuros.learner.swap/v1", answer, f"swap by {mode}")

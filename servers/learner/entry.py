@@ -11,6 +11,7 @@ from typing import Any
 
 from servers.learner.engine import Engine
 from servers.learner.phase import phase_of
+from servers.learner.state import Leaf
 from syscalls.errors import RecurosError
 from syscalls.pages import Array, unpack_arrays
 
@@ -38,11 +39,15 @@ def enter(
     policy: Mapping[str, Any],
     directives: Sequence[Any],
     pruned: Callable[[], None],
+    read: Callable[[str], Mapping[str, Leaf]],
 ) -> None:
-    """Phase, policy and directives, in that order: an operator's directive outlives the start of a phase.
+    """A return to an earlier state, then phase, policy and directives: an operator's directive outlives the start of a phase.
 
-    `pruned` is called after each pruning, for whoever wants to look at it.
+    `pruned` is called after each pruning, for whoever wants to look at it; `read` gives the leaves of a snapshot.
     """
+    for kind, args in directives:
+        if kind == "restore":
+            _go_back(engine, phase, str(args["snapshot"]), read)
     found = phase_of(phase)
     local = step0 % found.steps_total
     if local == 0:
@@ -55,7 +60,25 @@ def enter(
         )
     engine.apply_policy(policy)
     for directive in directives:
-        _direct(engine, str(directive[0]), dict(directive[1]), pruned)
+        if directive[0] != "restore":
+            _direct(engine, str(directive[0]), dict(directive[1]), pruned)
+
+
+def _go_back(engine: Engine, phase: dict[str, Any], snapshot: str, read: Callable[[str], Mapping[str, Leaf]]) -> None:
+    """Everything of a snapshot but its place in the plan and what operators set since.
+
+    Where it was taken while another role was trained, the optimizer is fresh.
+    """
+    place = engine.phase, engine.step, engine.phase_step, engine.generation, engine._kd
+    try:
+        engine.restore(read(snapshot))
+    except RecurosError as error:
+        # The base is restored when the window rolls back; asking for this again would fail the same way.
+        raise RecurosError("E2-USAGE", f"cannot go back to {snapshot}: {error.message}", hint=error.hint) from error
+    now = phase_of(phase)
+    if engine.phase is None or engine.phase.train != now.train:
+        engine.begin(phase)
+    engine.phase, engine.step, engine.phase_step, engine.generation, engine._kd = place
 
 
 def _direct(engine: Engine, kind: str, args: dict[str, Any], pruned: Callable[[], None]) -> None:
@@ -67,4 +90,4 @@ def _direct(engine: Engine, kind: str, args: dict[str, Any], pruned: Callable[[]
         engine.prune(float(args["sparsity"]))
         pruned()
     else:
-        raise RecurosError("E1-NOSYS", f"the learner knows no directive {kind!r}", hint="swap, kd or prune")
+        raise RecurosError("E1-NOSYS", f"the learner knows no directive {kind!r}", hint="swap, restore, kd or prune")

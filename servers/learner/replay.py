@@ -147,11 +147,16 @@ class Replay:
             raise Wrong(
                 "rng", f"the base holds generator {leaves['rng/engine/state'].id}; {w['rng_before']} is recorded"
             )
-        enter(engine, w["window"], self._phase(w), w["step0"], w["policy"], w["directives"], lambda: None)
+        enter(
+            engine, w["window"], self._phase(w), w["step0"], w["policy"], w["directives"], lambda: None, self._snapshot
+        )
         for batch in batches:
             engine.micro_step(batch)
         after = engine.capture()
         return engine.root_of(after), after
+
+    def _snapshot(self, root: str) -> dict[str, Leaf]:
+        return _leaves(self._store, root, "restored snapshot")
 
     def _phase(self, w: Mapping[str, Any]) -> dict[str, Any]:
         """The phase as it was granted: the manifest's table and its place."""

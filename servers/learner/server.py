@@ -302,7 +302,7 @@ class LearnerService:
             if self._dispatcher.wants("on_prune"):
                 self._dispatcher.fire("on_prune", pruned=self._engine.pruned_matrices())
 
-        enter(self._engine, grant.window, grant.phase, grant.step0, grant.policy, grant.directives, pruned)
+        enter(self._engine, grant.window, grant.phase, grant.step0, grant.policy, grant.directives, pruned, self._read)
 
     def _refuse_tainted(self) -> None:
         if self._dispatcher.tainted:

@@ -108,7 +108,9 @@ class Learner:
         self.kernel = Session(path)
         self.service = LearnerService(self.kernel)  # type: ignore[arg-type]
 
-    def grant(self, window: int, *, deadline_ns: int = 0, base: str | None = None) -> None:
+    def grant(
+        self, window: int, *, deadline_ns: int = 0, base: str | None = None, directives: list[Any] | None = None
+    ) -> None:
         self.service.grant(
             window=window,
             deadline_ns=deadline_ns or time.monotonic_ns() + LATE_NS,
@@ -118,7 +120,7 @@ class Learner:
             step0=(window - 1) * STEPS,
             steps=STEPS,
             policy={"temperature": 2.0 + window / 10},
-            directives=[["kd", {"mix": 0.5}]] if window == 2 else [],
+            directives=directives or ([["kd", {"mix": 0.5}]] if window == 2 else []),
             page=self.kernel.batches(window),
         )
 
@@ -260,3 +262,31 @@ def test_a_grant_on_another_base_is_refused_with_the_root_that_is_held(learner: 
     learner.service.idle()
     said = learner.kernel.last("window_rolled_back")
     assert (said["window"], said["code"], said["restored"]) == (2, "E9-INTEGRITY", root)
+
+
+def test_going_back_takes_the_state_of_the_snapshot_and_leaves_the_plan(learner: Learner) -> None:
+    first = learner.run(1)
+    before = learner.parts()
+    learner.run(2)
+    seen: list[dict[str, tuple[tuple[str, str], ...]]] = []
+    learner.grant(3, directives=[["restore", {"snapshot": first}]])
+    start = learner.kernel.pumps
+    learner.kernel.at_pump = lambda number: seen.append(learner.parts()) if number == start + 1 else None
+    learner.service.idle()
+    assert learner.kernel.said[-1][0] == "window_staged"
+    for part in ("student", "ema", "rng"):
+        assert seen[0][part] == before[part], part
+    assert seen[0]["cursor"] != before["cursor"]
+    assert learner.kernel.last("window_staged")["metrics"]["step"] == 3 * STEPS
+    assert learner.kernel.last("window_staged")["metrics"]["mix"] == 0.5, "what an operator set since stays"
+
+
+def test_going_back_to_what_is_not_there_rolls_the_window_back(learner: Learner) -> None:
+    root = learner.run(1)
+    before = learner.parts()
+    learner.grant(2, directives=[["restore", {"snapshot": "b3:" + "0" * 64}]])
+    learner.service.idle()
+    said = learner.kernel.last("window_rolled_back")
+    assert (said["code"], said["restored"]) == ("E2-USAGE", root)
+    assert "cannot go back to b3:000" in said["reason"]
+    assert learner.parts() == before
