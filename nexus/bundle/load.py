@@ -1,0 +1,307 @@
+"""Loads a bundle and answers with it. Needs torch, transformers and safetensors, and nothing that runs.
+
+Responsible for: `NexusModel`. Refuses: other versions, altered files, adapters of another backbone, weights that are not finite; gated
+capabilities without the opt-in of the very call: until then their file is not opened, and after the call the adapter is gone again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, Literal, overload
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nexus.bundle import decode, verify
+from nexus.bundle import format as form
+from nexus.model.adapter import Adapter
+from nexus.model.router import Route, Router
+from nexus.model.student import NexusConfig, NexusStudent
+from syscalls.errors import RecurosError
+
+DEFAULT_TOKENS: Final = 128
+
+
+class NexusModel:
+    """A loaded bundle. One generation at a time: concurrent callers take turns."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: form.Manifest,
+        verdict: verify.Verdict,
+        student: NexusStudent,
+        router: Router | None,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = manifest
+        self.verdict = verdict
+        self.student = student
+        self.router = router
+        self._tokenizer: Any = None
+        self._turn = threading.Lock()
+
+    @classmethod
+    def load(
+        cls, path: Path | str, device: str | torch.device = "cpu", *, expect: str = "", full: bool = False
+    ) -> NexusModel:
+        """Verify a bundle and load it.
+
+        `expect`: the bundle's id (SHA-256 of manifest.json) where you know it from elsewhere; `full`: hash every file even if the stamp of
+        an earlier verification holds. Raises RecurosError: E4-NOENT, E9-VERSION, E9-INTEGRITY, E2-MODEL.
+        """
+        bundle = Path(path)
+        manifest = form.read_manifest(bundle)
+        if expect and expect != manifest.bundle_id:
+            raise RecurosError(
+                "E9-INTEGRITY", f"{bundle} is bundle {manifest.bundle_id}, not {expect}", hint="fetch the one you mean"
+            )
+        verdict = verify.checked(bundle, manifest, full=full)
+        student = load_student(bundle, manifest, check=verdict.how == "full")
+        for capability in manifest.capabilities.values():
+            if capability.tier == 1 and capability.adapter:
+                load_adapter(student, bundle, manifest, capability)
+        router = Router.load(bundle / form.ROUTER) if form.ROUTER in manifest.files else None
+        if router is not None:
+            _check_router(router, manifest)
+        with _named(bundle, "moving to the device"):
+            student.to(device)
+        return cls(bundle, manifest, verdict, student, router)
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """All of the bundle, gated ones too."""
+        return tuple(self.manifest.capabilities)
+
+    @property
+    def gated(self) -> frozenset[str]:
+        """Those that need the opt-in."""
+        return frozenset(c.name for c in self.manifest.capabilities.values() if c.gated)
+
+    @property
+    def tokenizer(self) -> Any:
+        """The bundle's tokenizer, loaded when it is first needed."""
+        if self._tokenizer is None:
+            from transformers import AutoTokenizer
+
+            with _named(self.bundle, "tokenizer"):
+                folder = self.bundle / form.TOKENIZER
+                self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return self._tokenizer
+
+    def route(self, prompt: str) -> Route:
+        """What the router says of a prompt; never a gated capability."""
+        return Route(None, {}) if self.router is None else self.router.route(prompt)
+
+    @overload
+    def generate(
+        self, prompt: str, capability: str | None = None, *, stream: Literal[True], **options: Any
+    ) -> Iterator[str]: ...
+
+    @overload
+    def generate(
+        self, prompt: str, capability: str | None = None, *, stream: Literal[False] = False, **options: Any
+    ) -> str: ...
+
+    def generate(
+        self, prompt: str, capability: str | None = None, *, stream: bool = False, **options: Any
+    ) -> str | Iterator[str]:
+        """The text that follows a prompt; with `stream`, its pieces as they come.
+
+        `capability`: None lets the router choose. Options: `enable_uncensored` (the opt-in for a gated capability, for this call),
+        `max_new_tokens` (128), `temperature` (0: greedy), `top_p`, `seed`, `outcome` (a `decode.Outcome` to fill).
+        Raises RecurosError: E5-DENIED (gated, no opt-in), E4-NOENT (no such capability), E2-LIMIT (prompt longer than the context).
+        """
+        pieces = self._pieces(prompt, capability, **options)
+        return pieces if stream else "".join(pieces)
+
+    def _pieces(
+        self,
+        prompt: str,
+        capability: str | None,
+        *,
+        enable_uncensored: bool = False,
+        max_new_tokens: int = DEFAULT_TOKENS,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 42,
+        outcome: decode.Outcome | None = None,
+    ) -> Iterator[str]:
+        """Check everything now, so that a mistake shows at the call and not at the first piece; then generate."""
+        choice = decode.Choice(temperature, top_p, seed)
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise RecurosError(
+                "E2-LIMIT", f"max_new_tokens is {max_new_tokens!r}; it is at least 1", hint="leave it out for 128"
+            )
+        chosen = self.choose(prompt, capability, enable_uncensored=enable_uncensored)
+        context = self.student.config.context
+        ids = decode.encode(self.tokenizer, prompt, context)
+        room = max_new_tokens if context is None else min(max_new_tokens, context - ids.shape[1])
+        return self._run(ids.to(self.student.device), chosen, choice, room, outcome or decode.Outcome())
+
+    def choose(self, prompt: str, capability: str | None, *, enable_uncensored: bool = False) -> form.Capability | None:
+        """The capability that a call gets (E4-NOENT, E5-DENIED)."""
+        if enable_uncensored is not True and enable_uncensored is not False:
+            raise RecurosError(
+                "E2-USAGE", f"enable_uncensored is {enable_uncensored!r}; only True opens a gate", hint="True"
+            )
+        name = self.route(prompt).capability if capability is None else capability
+        if name is None:
+            return None
+        found = self.manifest.capabilities.get(name) if isinstance(name, str) else None
+        if found is None:
+            there = ", ".join(self.capabilities) or "none"
+            raise RecurosError("E4-NOENT", f"this bundle has no capability {name!r:.60}", hint=f"there are: {there}")
+        if found.gated and not enable_uncensored:
+            raise RecurosError(
+                "E5-DENIED",
+                f"capability {name!r} is gated and this call did not ask for it",
+                hint="generate(..., enable_uncensored=True), if you mean it",
+            )
+        return found
+
+    def _run(
+        self, ids: Tensor, chosen: form.Capability | None, choice: decode.Choice, room: int, outcome: decode.Outcome
+    ) -> Iterator[str]:
+        text = decode.Text(self.tokenizer)
+        with self._turn, self._acting(chosen):
+            for token in decode.tokens(self.student, ids, choice, room, self._ends(), outcome):
+                if piece := text.push(token):
+                    yield piece
+            if piece := text.finish():
+                yield piece
+
+    @contextlib.contextmanager
+    def _acting(self, chosen: form.Capability | None) -> Iterator[None]:
+        """Let a capability's adapter act. A gated one is verified and loaded now, and taken out when the block ends."""
+        name = None if chosen is None or not chosen.adapter else chosen.name
+        try:
+            if chosen is not None and name is not None and name not in self.student.adapter_names:
+                if problem := verify.check_file(self.bundle, self.manifest, chosen.adapter):
+                    raise RecurosError("E9-INTEGRITY", f"{self.bundle}: {problem}", hint="fetch the bundle again")
+                load_adapter(self.student, self.bundle, self.manifest, chosen)
+            self.student.set_adapter(name)
+            yield
+        finally:
+            self.student.set_adapter(None)
+            if chosen is not None and chosen.gated and chosen.name in self.student.adapter_names:
+                self.student.drop_adapter(chosen.name)
+
+    def _ends(self) -> frozenset[int]:
+        found = self.student.config.text_config.eos_token_id
+        given = found if isinstance(found, list | tuple) else [found, getattr(self.tokenizer, "eos_token_id", None)]
+        return frozenset(int(token) for token in given if token is not None)
+
+
+def load_student(bundle: Path, manifest: form.Manifest, *, check: bool) -> NexusStudent:
+    """The backbone without adapters, its weights mapped from the file. `check`: look for numbers that are not finite."""
+    from transformers.initialization import no_init_weights
+
+    config = form.read_json(bundle / form.CONFIG)
+    if not isinstance(config, dict) or not isinstance(config.get("text_config"), dict):
+        raise RecurosError("E9-INTEGRITY", f"{bundle / form.CONFIG} has no text_config", hint="fetch the bundle again")
+    with _named(bundle, form.CONFIG), no_init_weights():
+        student = NexusStudent(NexusConfig.from_dict({**config, "adapters": {}}))
+    state, about = read_tensors(bundle / form.BACKBONE)
+    if check:
+        _finite(state, form.BACKBONE)
+    bound = about.get("quantized_from", manifest.files[form.BACKBONE][0])
+    if bound != manifest.backbone_id:
+        raise RecurosError(
+            "E9-INTEGRITY", f"{form.BACKBONE} is not the backbone {manifest.backbone_id[:16]} of the manifest"
+        )
+    fill(student.backbone, state, form.BACKBONE)
+    student.eval()
+    student.requires_grad_(False)
+    return student
+
+
+def load_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, capability: form.Capability) -> Adapter:
+    """One capability's adapter, if it belongs to this backbone (E9-INTEGRITY otherwise)."""
+    path = bundle / capability.adapter
+    state, about = read_tensors(path)
+    if about.get("format") != form.ADAPTER_FORMAT:
+        raise RecurosError(
+            "E9-VERSION",
+            f"{path}: format {about.get('format')!r}, and this reads {form.ADAPTER_FORMAT!r}",
+            hint="another loader",
+        )
+    if about.get("capability") != capability.name:
+        raise RecurosError(
+            "E9-INTEGRITY", f"{path} is the adapter of {about.get('capability')!r}, not of {capability.name!r}"
+        )
+    if about.get("backbone") != manifest.backbone_id:
+        raise RecurosError(
+            "E9-INTEGRITY",
+            f"{path} was trained on backbone {str(about.get('backbone'))[:16]}, and this one is {manifest.backbone_id[:16]}",
+            hint="use the adapter with the bundle that it came in",
+        )
+    _finite(state, str(path))
+    try:
+        layers, rank = json.loads(about["layers"]), int(about["rank"])
+        adapter = student.add_adapter(capability.name, rank, layers=layers, fill=False)
+    except (KeyError, ValueError, TypeError) as error:
+        raise RecurosError(
+            "E9-INTEGRITY", f"{path}: its header is damaged: {error}", hint="fetch the bundle again"
+        ) from error
+    try:
+        fill(adapter, {k: v.to(student.device) for k, v in state.items()}, str(path))
+    except RecurosError:
+        student.drop_adapter(capability.name)
+        raise
+    adapter.eval().requires_grad_(False)
+    return adapter
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A safetensors file's tensors, mapped, and its metadata (E9-INTEGRITY)."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise RecurosError("E9-INTEGRITY", f"{path} cannot be read: {error}", hint="fetch the bundle again") from error
+
+
+def fill(module: Any, state: dict[str, Tensor], name: str) -> None:
+    """Put tensors in the place of a module's, without a copy; every name and shape must fit."""
+    tied = set(getattr(module, "all_tied_weights_keys", None) or {})
+    try:
+        missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
+    except RuntimeError as error:
+        raise RecurosError("E9-INTEGRITY", f"{name} does not fit the model: {error}"[:400]) from error
+    missing = [key for key in missing if key not in tied]
+    if missing or unexpected:
+        odd = f"{missing[0]} is missing" if missing else f"{unexpected[0]} is not of this model"
+        raise RecurosError("E9-INTEGRITY", f"{name} does not fit the model: {odd}", hint="fetch the bundle again")
+    if tied:
+        module.tie_weights()
+
+
+def _finite(state: dict[str, Tensor], name: str) -> None:
+    for key, value in state.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise RecurosError(
+                "E2-MODEL", f"{name} holds a number that is not finite, in {key}", hint="do not use this bundle"
+            )
+
+
+def _check_router(router: Router, manifest: form.Manifest) -> None:
+    for name in router.capabilities:
+        if name not in manifest.capabilities or manifest.capabilities[name].gated:
+            raise RecurosError("E9-INTEGRITY", f"{form.ROUTER} routes to {name!r}, which the manifest does not let it")
+
+
+@contextlib.contextmanager
+def _named(bundle: Path, part: str) -> Iterator[None]:
+    """What a library raises over a bundle's part, as a coded error that names it."""
+    try:
+        yield
+    except RecurosError:
+        raise
+    except Exception as error:
+        raise RecurosError("E2-MODEL", f"{bundle}: {part}: {type(error).__name__}: {error}"[:500]) from error

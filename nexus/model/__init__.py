@@ -1,0 +1,1 @@
+"""The student: backbone, bottleneck adapters, router, tokenizer. Imports torch, transformers and safetensors only."""
