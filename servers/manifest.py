@@ -14,18 +14,18 @@ import os
 import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import ValidationError
 
-from servers.manifest_tables import Manifest, MlpSpec, ModelSpec, PatchSpec, Server
+from servers.manifest_tables import Data, Manifest, MlpSpec, ModelSpec, PatchSpec, Server, SklearnData
 from servers.models import directory as model_directory
 from syscalls import abi
 from syscalls.errors import RecurosError
 
 BASE = "base"
 TOKENIZER_WORDS = ("teacher", "bytes")
-IMAGE_KINDS = frozenset(("patch", "mlp"))
+BUILT_IN = frozenset(("patch", "mlp"))
 """Kinds of models that read 8 x 8 images."""
 
 
@@ -359,7 +359,7 @@ def _check_models(path: Path, manifest: Manifest) -> None:
         if not isinstance(spec, PatchSpec | MlpSpec) and spec.path is not None:
             _check_model_dir(path, role, Path(spec.path), weights=spec.kind == "hf")
     kinds = {manifest.model.teacher.kind, manifest.model.student.kind}
-    if kinds & IMAGE_KINDS and len(kinds) > 1:
+    if kinds & BUILT_IN and len(kinds) > 1:
         raise _refuse(
             path,
             "model",
@@ -383,23 +383,50 @@ def _check_model_dir(path: Path, role: str, directory: Path, *, weights: bool) -
         raise _refuse(path, key, error.message, error.hint, "E2-MODEL") from error
 
 
+FEEDS: Final[dict[str, tuple[str, ...]]] = {
+    "patch": ("digits", "sklearn", "numpy"),
+    "mlp": ("digits", "sklearn", "numpy", "jsonl", "csv", "parquet"),
+    "hf": ("jsonl", "csv", "parquet", "text", "code"),
+    "hf-config": ("jsonl", "csv", "parquet", "text", "code"),
+}
+"""Kind of model -> kinds of data that it can read."""
+
+
 def _check_data(path: Path, manifest: Manifest) -> None:
     data, kind = manifest.data, manifest.model.student.kind
-    if (data.kind == "digits") != (kind in IMAGE_KINDS):
-        wanted = "digits" if kind in IMAGE_KINDS else "jsonl or text"
+    if data.kind not in FEEDS[kind]:
         raise _refuse(
             path,
             "data.kind",
             f"{data.kind!r} does not feed models of kind {kind!r}",
-            f"use data.kind = {wanted}",
+            f"use data.kind = {' or '.join(FEEDS[kind])}",
             "E2-MANIFEST",
         )
+    features = getattr(data, "features", None)
+    if data.kind in ("jsonl", "csv", "parquet") and (kind == "mlp") != bool(features):
+        what = "names no features, which an mlp learns from" if kind == "mlp" else f"a {kind!r} model reads no features"
+        raise _refuse(path, "data.features", what, 'features = ["column", ...] with models of kind mlp')
+    for role, spec in (("teacher", manifest.model.teacher), ("student", manifest.model.student)):
+        wanted = _features_of(data)
+        if isinstance(spec, MlpSpec) and wanted >= 0 and (spec.features or 0) != wanted:
+            says = (
+                f"model.{role}.features",
+                f"{spec.features or 'images of 8 x 8'} where the data has {wanted or 'images'}",
+            )
+            raise _refuse(path, *says, f"features = {wanted}" if wanted else "leave features out", "E2-MODEL")
     for name in data.path_keys:
         value = getattr(data, name)
         if _is_path(name, value) and not Path(value).exists():
             raise _refuse(
                 path, f"data.{name.replace('_', '-')}", f"{value} does not exist", "correct the path", "E2-DATA"
             )
+
+
+def _features_of(data: Data) -> int:
+    """Numbers a sample, 0 for images, -1 when only the file can tell."""
+    if isinstance(data, SklearnData):
+        return {"iris": 4, "wine": 13, "breast-cancer": 30, "digits": 0}[data.name]
+    return 0 if data.kind == "digits" else -1
 
 
 def _dump_table(lines: list[str], prefix: str, table: dict[str, Any]) -> None:

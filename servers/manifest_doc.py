@@ -25,7 +25,12 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ('`[model.teacher]`, `[model.student]` with `kind = "patch"`', tables.PatchSpec),
     ('`[model.teacher]`, `[model.student]` with `kind = "mlp"`', tables.MlpSpec),
     ('`[data]` with `kind = "jsonl"`', tables.JsonlData),
+    ('`[data]` with `kind = "csv"`', tables.CsvData),
+    ('`[data]` with `kind = "parquet"`', tables.ParquetData),
+    ('`[data]` with `kind = "numpy"`', tables.NumpyData),
     ('`[data]` with `kind = "text"`', tables.TextData),
+    ('`[data]` with `kind = "code"`', tables.CodeData),
+    ('`[data]` with `kind = "sklearn"`', tables.SklearnData),
     ('`[data]` with `kind = "digits"`', tables.DigitsData),
     ("`[optimizer]`", tables.Optimizer),
     ("`[kd]`", tables.Kd),
@@ -55,8 +60,9 @@ RULES: Final = """\
 
 - `window.budget-ms` <= `window.deadline-ms` <= `window.period-ms`.
 - Phase names differ. `repeat` is for the last phase, `end` for phases that train the student.
-- A model of kind `patch` or `mlp` goes with one of its own kind and with `digits`, models of kind `hf` and
-  `hf-config` with `jsonl` or `text`.
+- Models of kind `patch` take images of 8 x 8: `digits`, or `numpy`. Models of kind `mlp` take them, too, or features: `sklearn`, `numpy`,
+  or `jsonl`, `csv` and `parquet` with `features`. Models of kind `hf` and `hf-config` take `text`, `code`, `jsonl`, `csv` and
+  `parquet`. Both models are of one built-in kind, or both from Hugging Face.
 - Teacher and student have one task, and as many classes or tokens as each other; where both directories hold a
   tokenizer.json, the vocabularies are the same.
 - `data.seq-len` is within the context of both models, the tokenizer's ids within both vocabularies.
@@ -76,7 +82,15 @@ def page() -> str:
 
 
 def meanings(table: type[Table]) -> dict[str, str]:
-    """Field name -> the string literal below the field, as in the source."""
+    """Field name -> the string literal below the field, as in the source of the table or of what it is made from."""
+    found: dict[str, str] = {}
+    for base in reversed(table.__mro__):
+        if issubclass(base, Table):
+            found |= _own_meanings(base)
+    return found
+
+
+def _own_meanings(table: type[Table]) -> dict[str, str]:
     body = ast.parse(inspect.getsource(table)).body[0]
     assert isinstance(body, ast.ClassDef)
     found: dict[str, str] = {}

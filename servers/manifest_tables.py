@@ -135,9 +135,11 @@ class PatchSpec(Table):
 
 
 class MlpSpec(Table):
-    """A built-in perceptron over the pixels of 8 x 8 images, the smallest network that distils."""
+    """A built-in perceptron over features or the pixels of 8 x 8 images, the smallest network that distils."""
 
     kind: Literal["mlp"]
+    features: Count | None = None
+    """Numbers a sample. Absent: images of 8 x 8."""
     layers: Count = 2
     """Hidden layers."""
     width: Count = 256
@@ -231,36 +233,63 @@ class Kd(Table):
     """Pairs [student layer, teacher layer] of the hint loss. Absent: spread evenly."""
 
 
-class DigitsData(Table):
-    """scikit-learn's bundled handwritten digits."""
+Fractions = Annotated[list[Share], Field(min_length=3, max_length=3)]
 
-    kind: Literal["digits"]
+
+class Source(Table):
+    """What every kind of data takes."""
+
     batch: Count = 32
     """Samples a step."""
+    reservoir: Count | None = None
+    """Keep a uniform sample of at most so many training samples, drawn by the seed. What is held out stays whole."""
+
+
+class Labelled(Source):
+    """What kinds with features or images take besides."""
+
     augment: Literal["none", "shift", "mixup"] = "none"
     """`shift` moves each image by up to one pixel; `mixup` mixes each sample and its label with another of its batch."""
     mixup_alpha: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     """`mixup`: shares are drawn from Beta(alpha, alpha)."""
 
 
-Fractions = Annotated[list[Share], Field(min_length=3, max_length=3)]
+class DigitsData(Labelled):
+    """scikit-learn's bundled handwritten digits."""
+
+    kind: Literal["digits"]
 
 
-class JsonlData(Table):
-    """A text, and for classification a label, in each line of a file."""
+class SklearnData(Labelled):
+    """A table that comes with scikit-learn."""
+
+    kind: Literal["sklearn"]
+    name: Literal["iris", "wine", "breast-cancer", "digits"]
+    """Features 4, 13, 30 and images of 8 x 8; classes 3, 3, 2 and 10."""
+    fractions: Fractions | None = None
+    """Shares of train, validation and test, stratified. Absent: 0.8, 0.1, 0.1. Not for `digits`, whose split is fixed."""
+    scale: Literal["standard", "none"] = "standard"
+    """`standard` takes the training split's mean and deviation out of each feature."""
+
+
+class Rows(Labelled):
+    """What files of records take."""
 
     path_keys: ClassVar[tuple[str, ...]] = ("path", "tokenizer")
-    kind: Literal["jsonl"]
     path: str
-    """One JSON object a line, UTF-8."""
+    """The file."""
     task: Literal["classify", "causal-lm"] | None = None
     """Absent: the teacher's."""
     text_column: str | None = None
     """Absent: `text`."""
     label_column: str | None = None
     """Absent: `label`. Classification only."""
-    bad_rows: Literal["refuse", "skip"] | None = None
-    """`refuse` (also when absent) stops at the first unusable row; `skip` leaves such rows out and counts them."""
+    features: Annotated[list[str], Field(min_length=1, max_length=65_536)] | None = None
+    """Columns of numbers (or one of lists of numbers) to learn from instead of a text."""
+    scale: Literal["standard", "none"] = "standard"
+    """`standard` takes the training split's mean and deviation out of each feature."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """`refuse` stops at the first unusable row; `skip` leaves such rows out, counts them and tells the first of them."""
     tokenizer: str | None = None
     """`teacher` (also when absent): tokenizer.json beside the teacher. `bytes`: one id a byte. Else a path."""
     fractions: Fractions | None = None
@@ -271,7 +300,40 @@ class JsonlData(Table):
     """Tokens a row; longer rows are cut and counted. Within the context of both models."""
 
 
-class TextData(Table):
+class JsonlData(Rows):
+    """A text or features, and for classification a label, in each line of a file: one JSON object a line, UTF-8."""
+
+    kind: Literal["jsonl"]
+
+
+class CsvData(Rows):
+    """A CSV file with a header, UTF-8."""
+
+    kind: Literal["csv"]
+
+
+class ParquetData(Rows):
+    """A Parquet file; needs the extra `recuros[parquet]`."""
+
+    kind: Literal["parquet"]
+
+
+class NumpyData(Labelled):
+    """A NumPy archive (.npz) with `x` (features [n, f] or images [n, 8, 8]) and `labels` [n]."""
+
+    path_keys: ClassVar[tuple[str, ...]] = ("path",)
+    kind: Literal["numpy"]
+    path: str
+    """Arrays of Python objects are refused."""
+    scale: Literal["standard", "none"] = "standard"
+    """Of features, as for `sklearn`; images stay as they are."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """As for `jsonl`."""
+    fractions: Fractions | None = None
+    """As for `jsonl`."""
+
+
+class TextData(Source):
     """A text file as one stream of tokens, cut into chunks of `seq_len`."""
 
     path_keys: ClassVar[tuple[str, ...]] = ("path", "tokenizer")
@@ -288,7 +350,31 @@ class TextData(Table):
     """Tokens a chunk. Within the context of both models."""
 
 
-Data = Annotated[DigitsData | JsonlData | TextData, Field(discriminator="kind")]
+class CodeData(Source):
+    """A tree of source files, cut into chunks of `seq_len` that never cross a file; whole files are held out."""
+
+    path_keys: ClassVar[tuple[str, ...]] = ("path", "tokenizer")
+    kind: Literal["code"]
+    path: str | None = None
+    """A folder. Absent: the standard library of the running Python."""
+    suffixes: Annotated[list[str], Field(min_length=1, max_length=64)] = [".py"]
+    """Endings of the files that are read."""
+    on_error: Literal["refuse", "skip"] = "refuse"
+    """Of files that are not UTF-8 under a text tokenizer."""
+    tokenizer: str | None = None
+    """As for `jsonl`."""
+    fractions: Fractions | None = None
+    """As for `jsonl`, of files."""
+    batch: Count = 16
+    """Chunks a step."""
+    seq_len: Count = 128
+    """Tokens a chunk. Within the context of both models."""
+
+
+Data = Annotated[
+    DigitsData | SklearnData | JsonlData | CsvData | ParquetData | NumpyData | TextData | CodeData,
+    Field(discriminator="kind"),
+]
 
 
 class Policy(Table):

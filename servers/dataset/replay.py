@@ -15,7 +15,8 @@ import msgpack
 
 from kfs.store import Store
 from servers.dataset.augment import augment_of
-from servers.dataset.server import BATCH_DEFAULT, load, options, read_array
+from servers.dataset.server import BATCH_DEFAULT, read_array
+from servers.dataset.sources import load, options
 from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
 from syscalls.errors import RecurosError
 from syscalls.pages import pack_arrays
@@ -26,9 +27,10 @@ class Source:
 
     def __init__(self, papers: dict[str, Any]) -> None:
         data = options(papers)
-        table = load(data, papers.get("model") or {})
+        seed = int(papers.get("seed", 0))
+        table = load(data, papers.get("model") or {}, seed)
         batch = int(data.get("batch") or BATCH_DEFAULT)
-        self.stream = Stream(table, int(papers.get("seed", 0)), batch, augment_of(data))
+        self.stream = Stream(table, seed, batch, augment_of(data))
         self.digest = table.digest()
 
 

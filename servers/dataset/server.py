@@ -7,7 +7,7 @@ is held out: `fill` reads the training split only.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,35 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kfs.store import Store
-from servers.dataset import digits, jsonl, text
 from servers.dataset.augment import augment_of, check_augment
+from servers.dataset.sources import load, options
 from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
-from servers.dataset.table import SPLITS, Table, data_error
+from servers.dataset.table import SPLITS, data_error
 from syscalls.pages import WritePage, pack_arrays
 from syscalls.serve import Handler, Kernel, serve
 
 BATCH_DEFAULT: Final = 32
-KINDS: Final[dict[str, Callable[[dict[str, Any], dict[str, Any]], Table]]] = {
-    "digits": lambda data, _model: digits.load(data),
-    "jsonl": jsonl.load,
-    "text": text.load,
-}
-
-
 _NUMPY: Final = {"F32": "<f4", "U8": "u1"}
-
-
-def load(data: dict[str, Any], model: dict[str, Any]) -> Table:
-    """The table of the manifest's [data]; E2-DATA for an unknown kind."""
-    kind = str(data.get("kind") or "")
-    if kind not in KINDS:
-        raise data_error(f"data.kind = {kind!r} is unknown", f"one of {', '.join(KINDS)}")
-    return KINDS[kind](data, model)
-
-
-def options(config: dict[str, Any]) -> dict[str, Any]:
-    """The manifest's [data] with underscores for hyphens, so that both spellings of a key arrive alike."""
-    return {str(key).replace("-", "_"): value for key, value in (config.get("data") or {}).items()}
 
 
 class DatasetService:
@@ -52,16 +32,19 @@ class DatasetService:
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
         data = options(kernel.config)
-        self.table = load(data, kernel.config.get("model") or {})
+        seed = int(kernel.config.get("seed", 0))
+        self.table = load(data, kernel.config.get("model") or {}, seed)
         augment = augment_of(data)
         check_augment(data, self.table.columns("train"), self.table.task)
         batch = int(data.get("batch") or BATCH_DEFAULT)
-        self.stream = Stream(self.table, int(kernel.config.get("seed", 0)), batch, augment)
+        self.stream = Stream(self.table, seed, batch, augment)
         self._store = Path(str(kernel.config["store"]))
         self._reader: Store | None = None
         for what, count in self.table.notes.items():
             if count:
                 print(f"{count} rows {what}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
+        for problem in self.table.problems:
+            print(f"skipped {problem}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
         self.handlers: Mapping[str, Handler] = {"fill": self.fill, "split": self.split}
         self.info: dict[str, Any] = {
             "task": self.table.task,
@@ -72,6 +55,7 @@ class DatasetService:
             "batch": batch,
             "data": self.table.digest(),
             **self.table.notes,
+            "problems": list(self.table.problems),
         }
 
     def idle(self) -> bool:

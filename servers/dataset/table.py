@@ -7,7 +7,7 @@ Refuses: data too small to give every split a sample, fractions that do not add 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
@@ -25,12 +25,25 @@ Columns = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Scale:
+    """Features with the training split's mean and deviation taken out: (x - mean) / deviation. Both F32 [features]."""
+
+    mean: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+    def apply(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
+        """x: F32 [n, features]."""
+        return ((x - self.mean) / self.deviation).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class Table:
     """Samples of three splits.
 
-    `splits[name]` holds columns with one leading sample axis: "x" F32 [n, 8, 8] and "labels" I64 [n], or "input_ids" and
-    "lengths" (I32 [n, T] and I64 [n]) with "labels" I64 [n] for classifiers. `classes` is 0 for a language model.
-    `notes` counts what the source did that a person should know: rows skipped, rows cut to length.
+    `splits[name]` holds columns with one leading sample axis: "x" F32 [n, 8, 8] or [n, features] and "labels" I64 [n], or
+    "input_ids" and "lengths" (I32 [n, T] and I64 [n]) with "labels" I64 [n] for classifiers. `classes` is 0 for a language model.
+    `notes` counts what the source did that a person should know: rows skipped, rows cut to length. `problems`: the first
+    of the rows left out, with their places. `scale`: what was done to features.
     """
 
     splits: dict[str, Columns]
@@ -38,6 +51,8 @@ class Table:
     classes: int
     class_names: tuple[str, ...] = ()
     notes: dict[str, int] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
+    scale: Scale | None = None
 
     def size(self, split: str) -> int:
         """Number of samples in a split; E2-DATA for a name that is none of the three."""
@@ -75,6 +90,41 @@ class Table:
 def data_error(message: str, hint: str) -> RecurosError:
     """E2-DATA: what was found and what was expected, and the way out."""
     return RecurosError("E2-DATA", message, hint=hint)
+
+
+def scaled(splits: dict[str, Columns], how: str) -> Scale | None:
+    """Scale "x" [n, features] of every split by the training split's figures, in place; what is held out says nothing about it."""
+    if how not in ("standard", "none"):
+        raise data_error(f"data.scale = {how!r} is unknown", '"standard" or "none"')
+    if how == "none":
+        return None
+    x = splits["train"]["x"].astype(np.float64)
+    deviation = x.std(axis=0)
+    deviation[deviation == 0.0] = 1.0  # a constant column stays at zero
+    scale = Scale(x.mean(axis=0).astype(np.float32), deviation.astype(np.float32))
+    for columns in splits.values():
+        columns["x"] = scale.apply(columns["x"])
+    return scale
+
+
+def reservoir(n: int, k: int, bits: np.random.PCG64) -> NDArray[np.int64]:
+    """k of the positions 0..n-1, each subset equally likely, in one pass (Vitter 1985, algorithm R); ascending."""
+    kept = list(range(min(k, n)))
+    draws = bits.random_raw(max(0, n - k)).tolist() if n > k else []
+    for position, draw in enumerate(draws, start=k):
+        place = draw % (position + 1)  # of 2^64 values: the bias is below n / 2^64
+        if place < k:
+            kept[place] = position
+    return np.asarray(sorted(kept), dtype=np.int64)
+
+
+def thinned(table: Table, k: int, bits: np.random.PCG64) -> Table:
+    """The table with a reservoir of k training samples; what is held out stays whole."""
+    if k >= table.size("train"):
+        return table
+    chosen = reservoir(table.size("train"), k, bits)
+    train = {name: values[chosen] for name, values in table.splits["train"].items()}
+    return replace(table, splits={**table.splits, "train": train})
 
 
 def fractions_of(data: dict[str, Any]) -> tuple[float, float, float]:

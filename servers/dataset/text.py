@@ -6,14 +6,13 @@ text too short to give every split a chunk.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from servers.dataset import tokens
-from servers.dataset.jsonl import path_of
+from servers.dataset.rows import path_of
 from servers.dataset.table import Columns, Table, content_digest, data_error, split_by_content
 
 BLOCK_CHARS: Final = 1 << 16
@@ -28,16 +27,8 @@ def load(data: dict[str, Any], model: dict[str, Any]) -> Table:
         raise data_error(f"{path} is empty", "give a text file with content")
     length = tokens.seq_len_of(data, model)
     tokenizer = tokens.tokenizer_of(data, model)
-    stream = _byte_ids(raw) if tokenizer.name == "bytes" else _token_ids(path, raw, tokenizer)
-    chunks = -(-len(stream) // length)
-    if len(stream) - (chunks - 1) * length < 2:  # a lone token predicts nothing
-        chunks -= 1
-    table = np.full((chunks, length), tokenizer.pad_id, dtype=np.int32)
-    used = min(len(stream), chunks * length)
-    table.reshape(-1)[:used] = stream[:used]
-    lengths = np.full(chunks, length, dtype=np.int64)
-    if chunks:
-        lengths[-1] = used - (chunks - 1) * length
+    stream = ids_of(str(path), raw, tokenizer)
+    table, lengths = chunked(stream, length, tokenizer.pad_id)
     what = f"{path} ({len(stream)} tokens in chunks of {length})"
     index = split_by_content([content_digest(chunk.tobytes()) for chunk in table], data, what)
     splits: dict[str, Columns] = {
@@ -46,11 +37,28 @@ def load(data: dict[str, Any], model: dict[str, Any]) -> Table:
     return Table(splits, "causal-lm", 0)
 
 
-def _byte_ids(raw: bytes) -> NDArray[np.int32]:
-    return np.frombuffer(raw, dtype=np.uint8).astype(np.int32)
+def chunked(stream: NDArray[np.int32], length: int, pad_id: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Chunks I32 [n, length] and their lengths I64 [n]; a last lone token is left out, since it predicts nothing."""
+    chunks = -(-len(stream) // length)
+    if chunks and len(stream) - (chunks - 1) * length < 2:
+        chunks -= 1
+    table = np.full((chunks, length), pad_id, dtype=np.int32)
+    used = min(len(stream), chunks * length)
+    table.reshape(-1)[:used] = stream[:used]
+    lengths = np.full(chunks, length, dtype=np.int64)
+    if chunks:
+        lengths[-1] = used - (chunks - 1) * length
+    return table, lengths
 
 
-def _token_ids(path: Path, raw: bytes, tokenizer: tokens.Tokenizer) -> NDArray[np.int32]:
+def ids_of(path: str, raw: bytes, tokenizer: tokens.Tokenizer) -> NDArray[np.int32]:
+    """The token ids of a file's bytes; E2-DATA names the line that is not UTF-8."""
+    if tokenizer.name == "bytes":
+        return np.frombuffer(raw, dtype=np.uint8).astype(np.int32)
+    return _token_ids(path, raw, tokenizer)
+
+
+def _token_ids(path: str, raw: bytes, tokenizer: tokens.Tokenizer) -> NDArray[np.int32]:
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as error:

@@ -1,7 +1,7 @@
-"""A multilayer perceptron over the pixels of 8 x 8 images: the smallest network that distils.
+"""A multilayer perceptron over features or the pixels of 8 x 8 images: the smallest network that distils.
 
 Responsible for: a classifier whose hidden layers are real modules (`layers.<i>`) of one width, so that hooks and hints find them.
-Refuses: any other image size, with both shapes named; sizes below 1.
+Refuses: samples of another shape, with both named; sizes below 1.
 """
 
 from __future__ import annotations
@@ -21,14 +21,23 @@ PIXELS = IMAGE_SIDE**2
 
 @dataclass(frozen=True)
 class MlpConfig:
-    """The architecture: `layers` hidden layers of `width` units. 2 x 256 has 85,002 parameters, 1 x 32 has 2,410."""
+    """The architecture: `layers` hidden layers of `width` units. 2 x 256 has 85,002 parameters, 1 x 32 has 2,410.
+
+    `features`: numbers a sample; 0 means images of 8 x 8.
+    """
 
     layers: int = 2
     width: int = 256
     classes: int = 10
+    features: int = 0
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one sample."""
+        return (self.features,) if self.features else (IMAGE_SIDE, IMAGE_SIDE)
 
     def __post_init__(self) -> None:
-        if min(self.layers, self.width, self.classes) < 1:
+        if min(self.layers, self.width, self.classes) < 1 or self.features < 0:
             raise RecurosError(
                 "E2-MODEL",
                 f"mlp model: layers {self.layers}, width {self.width} or classes {self.classes} is below 1",
@@ -42,21 +51,21 @@ class Mlp(nn.Module):
     def __init__(self, config: MlpConfig) -> None:
         super().__init__()
         self.config = config
-        sizes = [PIXELS, *[config.width] * config.layers]
+        sizes = [config.features or PIXELS, *[config.width] * config.layers]
         self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in itertools.pairwise(sizes))
         self.head = nn.Linear(config.width, config.classes)
 
     def forward(self, images: Tensor, need_hidden: bool = False) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Images [B, 8, 8] -> (logits [B, classes], hidden states).
+        """Images [B, 8, 8] or features [B, features] -> (logits [B, classes], hidden states).
 
         `hidden` is () unless asked for: then the first layer before its nonlinearity, in the place of an embedding, and one
         [B, 1, width] per layer: a sequence of one token.
         """
-        if images.dim() != 3 or images.shape[1:] != (IMAGE_SIDE, IMAGE_SIDE):
+        if tuple(images.shape[1:]) != self.config.shape:
             raise RecurosError(
                 "E2-DATA",
-                f"mlp model: images have shape {tuple(images.shape)}, expected [batch, {IMAGE_SIDE}, {IMAGE_SIDE}]",
-                hint="use a dataset of 8 x 8 images, or another kind of model",
+                f"mlp model: samples have shape {tuple(images.shape)}, expected [{', '.join(['batch', *map(str, self.config.shape)])}]",
+                hint="set features to the numbers of a sample (absent for 8 x 8 images), or use another kind of model",
             )
         x = images.flatten(1)
         hidden: list[Tensor] = []
@@ -86,5 +95,5 @@ class MlpModel(Model):
         return Output(logits, hidden, None)
 
     def example(self, rows: int, tokens: int) -> Batch:
-        """Black images."""
-        return {"x": torch.zeros(rows, IMAGE_SIDE, IMAGE_SIDE)}
+        """Zeros."""
+        return {"x": torch.zeros(rows, *self.module.config.shape)}

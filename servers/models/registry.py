@@ -41,7 +41,7 @@ def _sizes(kind: str, config: type[PatchConfig | MlpConfig], spec: dict[str, Any
 
 
 BUILT_IN = ("patch", "mlp")
-"""Kinds that read 8 x 8 images and come with no directory."""
+"""Kinds that come with no directory."""
 KINDS: dict[str, Callable[[dict[str, Any]], Model]] = {
     "patch": _build_patch,
     "mlp": _build_mlp,

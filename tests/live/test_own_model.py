@@ -346,5 +346,5 @@ def test_what_a_server_refuses_at_its_start_ends_the_boot_with_its_sentence(
     assert done.returncode == 2
     where = tmp_path / "data" / "reviews.jsonl"
     assert f"error[E2-DATA]: {where}:1: not JSON" in done.stderr
-    assert 'try: correct the line, or set data.bad-rows = "skip"' in done.stderr
+    assert 'try: correct the row, or set data.on-error = "skip"' in done.stderr
     assert recuros.holder(run) is None

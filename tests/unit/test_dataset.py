@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from kfs.objects import NewObject
 from kfs.store import Store
-from servers.dataset import augment, digits, server
+from servers.dataset import augment, digits
 from servers.dataset.server import DatasetService
 from servers.dataset.stream import Stream, batch_weights, generator
 from servers.dataset.table import Table, content_digest, split_by_content
@@ -313,7 +313,7 @@ def test_bad_rows_are_refused_with_their_place(tmp_path: Path, row: Any, message
 
 
 def test_bad_rows_can_be_skipped_and_are_counted(tmp_path: Path) -> None:
-    data = {**write_rows(tmp_path / "d.jsonl", [*GOOD, "{nope", {"text": "a"}]), "bad-rows": "skip"}
+    data = {**write_rows(tmp_path / "d.jsonl", [*GOOD, "{nope", {"text": "a"}]), "on-error": "skip"}
     made, _ = service(tmp_path, data)
     assert made.info["skipped"] == 2
     assert sum(made.info[name] for name in ("train", "validation", "test")) == 8
@@ -432,7 +432,6 @@ def test_the_server_imports_no_torch() -> None:
     import subprocess
     import sys
 
-    code = "import sys, servers.dataset.server as s; s.digits.load({}); print('torch' in sys.modules)"
+    code = "import sys, servers.dataset.server as s; s.load({'kind': 'digits'}, {}); print('torch' in sys.modules)"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "False"
-    assert set(server.KINDS) == {"digits", "jsonl", "text"}
