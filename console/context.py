@@ -10,19 +10,21 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from console import settings
 from syscalls.errors import RecurosError
 
 if TYPE_CHECKING:
     from syscalls.client import Client
 
-FORMATS: Final = ("table", "wide", "json", "jsonl", "name")
 TIMEOUT_DEFAULT_S: Final = 30.0
+SHRUNK_CHARS_MIN: Final = 8
+BOLD, RED, PLAIN = "\x1b[1m", "\x1b[31m", "\x1b[0m"
 
 
 @dataclass
@@ -47,18 +49,35 @@ class Context:
     verbose: bool = False
     no_color: bool = False
     shared: Client | None = field(default=None, repr=False)
+    settings: Mapping[str, settings.Value] = field(default_factory=dict, repr=False)
+    flags: dict[str, str] = field(default_factory=dict, repr=False)
+    """Attributes that were given on the command line, with the flag."""
+
+    @classmethod
+    def configured(cls) -> Context:
+        """From files and the environment; E2-USAGE when a file is wrong."""
+        found = settings.load()
+        return cls(output=found["output"].value, no_color=not found["color"].value, settings=found)
+
+    def for_line(self) -> Context:
+        """What one line of a shell begins with: the same settings and connection, and flags of its own."""
+        return replace(self, flags=dict(self.flags))
 
     @property
     def run(self) -> Path:
         """The run directory; it need not exist."""
         from syscalls.rundir import resolve_run
 
-        return resolve_run(self.run_option)
+        kept = self.settings.get("run")
+        return resolve_run(self.run_option or (str(kept.value) if kept else None))
 
     @property
     def timeout_s(self) -> float:
         """How long one answer may take."""
-        return TIMEOUT_DEFAULT_S if self.timeout_option_s is None else self.timeout_option_s
+        if self.timeout_option_s is not None:
+            return self.timeout_option_s
+        kept = self.settings.get("timeout")
+        return float(kept.value) if kept else TIMEOUT_DEFAULT_S
 
     @property
     def color(self) -> bool:
@@ -103,6 +122,12 @@ class Context:
 
         click.confirm(question, abort=True, err=True)
 
+    def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
+        """Progress on stderr of `total` parts, if they take longer than two seconds together."""
+        from console.progress import progress
+
+        return progress(title, total, moving=self.color_err, quiet=self.quiet)
+
     def message(self, text: str) -> None:
         """A line for the person, on stderr; nothing with --quiet."""
         if not self.quiet:
@@ -128,7 +153,10 @@ class Context:
             for row in table.rows:
                 _write(str(row.get(table.key, "")))
         else:
-            _write("\n".join(format_rows(table, wide=self.output == "wide")))
+            lines = format_rows(table, wide=self.output == "wide", chars_max=_chars_max(self.output))
+            if self.color and table.rows:
+                lines[0] = f"{BOLD}{lines[0]}{PLAIN}"
+            _write("\n".join(lines))
 
     def changed(self, schema: str, answer: Mapping[str, Any], what: str) -> None:
         """Print what a change did: its ledger sequence number and the step from which it holds."""
@@ -175,8 +203,17 @@ def cell(value: Any) -> str:
     return str(value)
 
 
-def format_rows(table: Table, *, wide: bool) -> list[str]:
-    """Aligned columns; numbers to the right."""
+def _chars_max(output: str) -> int | None:
+    """How wide a table may be: a terminal's width, unless `wide` was asked for. Pipes and files get everything."""
+    if output == "wide" or not sys.stdout.isatty():
+        return None
+    import shutil
+
+    return max(20, shutil.get_terminal_size((0, 0)).columns) if shutil.get_terminal_size((0, 0)).columns else None
+
+
+def format_rows(table: Table, *, wide: bool, chars_max: int | None = None) -> list[str]:
+    """Aligned columns; numbers to the right. Beyond `chars_max` the widest texts are shortened, with a mark where they end."""
     if not table.rows:
         return [table.empty]
     keys = [key for key in table.columns if wide or key not in table.wide]
@@ -184,13 +221,33 @@ def format_rows(table: Table, *, wide: bool) -> list[str]:
     right = [all(isinstance(row.get(key), int | float | None) for row in table.rows) for key in keys]
     head = [table.columns[key] for key in keys]
     widths = [max(len(line[i]) for line in [head, *body]) for i in range(len(keys))]
+    if chars_max is not None:
+        widths = _shrunk(widths, right, chars_max)
     lines = []
     for line in [head, *body]:
         cells = [
-            text.rjust(w) if to_right else text.ljust(w) for text, w, to_right in zip(line, widths, right, strict=True)
+            text.rjust(w) if to_right else _cut(text, w).ljust(w)
+            for text, w, to_right in zip(line, widths, right, strict=True)
         ]
-        lines.append("  ".join(cells).rstrip())
+        lines.append(_cut("  ".join(cells).rstrip(), chars_max))
     return lines
+
+
+def _shrunk(widths: list[int], right: list[bool], chars_max: int) -> list[int]:
+    """Take from the widest texts, never from numbers, and from nothing below a few characters."""
+    widths = list(widths)
+    while (over := sum(widths) + 2 * (len(widths) - 1) - chars_max) > 0:
+        texts = [i for i, to_right in enumerate(right) if not to_right and widths[i] > SHRUNK_CHARS_MIN]
+        if not texts:
+            break
+        widest = max(texts, key=lambda i: widths[i])
+        second = max((widths[i] for i in texts if i != widest), default=SHRUNK_CHARS_MIN)
+        widths[widest] -= max(1, min(over, widths[widest] - max(second, SHRUNK_CHARS_MIN)))
+    return widths
+
+
+def _cut(text: str, chars: int | None) -> str:
+    return text if chars is None or len(text) <= chars else text[: max(0, chars - 1)] + "\N{HORIZONTAL ELLIPSIS}"
 
 
 def no_such(what: str, name: str, known: Sequence[str]) -> RecurosError:

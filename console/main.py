@@ -26,7 +26,9 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "top": ("console.verbs.top", "top", "Servers, lanes, windows and probes as they move."),
     "wait": ("console.verbs.runtime", "wait", "Wait until a condition holds."),
     "doctor": ("console.verbs.doctor", "doctor", "Check that this host can run a runtime."),
+    "config": ("console.verbs.config", "config", "Settings and manifests: show them with their origins, check them."),
     "logs": ("console.verbs.logs", "logs", "What the processes wrote."),
+    "explain": ("console.verbs.explain", "explain", "What a code means, or why an object is as it is."),
     "report": ("console.verbs.report", "report", "What a run directory holds, from its ledger."),
     "learner": ("console.verbs.learner", "learner", "Pause, steer, prune and calibrate the learner."),
     "swap": ("console.verbs.learner", "swap", "Make the student the teacher."),
@@ -36,8 +38,10 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "cap": ("console.verbs.cap", "cap", "Capabilities: who may do what."),
     "kfs": ("console.verbs.kfs", "kfs", "The ledger and the store: log, show, verify."),
     "replay": ("console.verbs.replay", "replay", "Do windows and policies again, and compare bit for bit."),
+    "bench": ("console.verbs.bench", "bench", "How fast this host is at what a runtime does."),
     "syscall": ("console.verbs.syscall", "syscall", "Any syscall by name."),
     "shell": ("console.verbs.shell", "shell", "The same verbs over one connection."),
+    "completion": ("console.verbs.completion", "completion", "Completion for bash, zsh and fish."),
 }
 
 
@@ -67,7 +71,7 @@ add_globals(cli, hidden=False)
 def run(argv: Sequence[str], context: Context | None = None) -> int:
     """Run one command line and return its exit status. Errors go to stderr here and nowhere else."""
     try:
-        result = cli.main(list(argv), prog_name="recuros", standalone_mode=False, obj=context or Context())
+        result = cli.main(list(argv), prog_name="recuros", standalone_mode=False, obj=context or Context.configured())
         return result if isinstance(result, int) else 0
     except RecurosError as error:
         _complain(str(error))
@@ -97,8 +101,19 @@ def _complain(text: str) -> None:
 
 
 def main() -> None:
-    """The console script."""
-    sys.exit(run(sys.argv[1:]))
+    """The console script; for a shell's completion it answers with candidates instead."""
+    how = os.environ.get("_RECUROS_COMPLETE")
+    sys.exit(_complete(how) if how else run(sys.argv[1:]))
+
+
+def _complete(how: str) -> int:
+    from console.complete import answer
+
+    try:
+        print("\n".join(answer(cli, how, " ".join(sys.argv[1:]))))
+    except (RecurosError, OSError, KeyboardInterrupt):
+        return 1  # a key press is no place for messages
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
-from console.context import FORMATS, Context
+from console.context import Context
+from console.settings import FORMATS
 
 EXITS: Final[dict[int, str]] = {
     0: "ok",
@@ -152,7 +153,9 @@ def _global_options(hidden: bool) -> list[click.Option]:
         def callback(ctx: click.Context, param: click.Parameter, value: Any) -> Any:
             given = param.name is not None and ctx.get_parameter_source(param.name) is ParameterSource.COMMANDLINE
             if given:
-                setattr(ctx.ensure_object(Context), attribute, value if fixed is None else fixed)
+                context = ctx.ensure_object(Context)
+                setattr(context, attribute, value if fixed is None else fixed)
+                context.flags[attribute] = param.opts[0]
             return value
 
         return callback

@@ -87,11 +87,11 @@ def halt(ctx: Context, now: bool, reason: str) -> None:
 
 @verb(
     "wait",
-    "Wait until a condition holds: OBJECT is runtime, windows or server/NAME.",
+    "Wait until a condition holds: OBJECT is runtime, windows, window/N, server/NAME or probe/ID.",
     examples=(
         "recuros wait windows --for 'committed>=10'",
-        "recuros wait runtime --for done --timeout 300",
-        "recuros wait server/learner --for ready",
+        "recuros wait server/learner --for ready --timeout 300",
+        "recuros wait probe/3 --for 'fired>=5'",
     ),
     exits=(1, 3, 4, 124),
 )
@@ -103,6 +103,8 @@ def wait(ctx: Context, what: str, condition: str) -> None:
     while True:
         with ctx.client() as client:
             found = client.status()["status"]
+            if what.startswith("probe/"):
+                found["probes"] = client.probe_list()["probes"]
         seen = look(found, what)
         if holds(seen, condition):
             ctx.emit({"schema": "recuros.runtime.wait/v1", "object": what, "for": condition, "seen": seen}, "")
@@ -133,11 +135,37 @@ def look(status: dict[str, Any], what: str) -> dict[str, Any]:
         }
     kind, _, name = what.partition("/")
     servers = {row["name"]: row for row in status.get("servers", [])}
+    if kind == "window" and name.isdigit():
+        return _window(status, int(name))
+    if kind == "probe" and name.isdigit():
+        return _probe(status, int(name))
     if kind != "server":
-        raise no_such("object", what, ["runtime", "windows", *(f"server/{known}" for known in servers)])
+        raise no_such("object", what, ["runtime", "windows", "window/N", "probe/ID", *(f"server/{x}" for x in servers)])
     if name not in servers:
         raise no_such("server", name, list(servers))
     return {k: v for k, v in servers[name].items() if isinstance(v, int | float | str)}
+
+
+def _window(status: dict[str, Any], number: int) -> dict[str, Any]:
+    """A window by its number: `committed` when it is in the ledger, `pending` before it is granted."""
+    if number <= status.get("done_windows", 0):
+        return {"state": "committed"}
+    window = status.get("window", {})
+    if window.get("id") != number:
+        return {"state": "pending"}
+    return {
+        "state": str(window.get("state", "")).lower(),
+        **{k: window.get(k, 0) for k in ("step", "steps", "left_ns")},
+    }
+
+
+def _probe(status: dict[str, Any], number: int) -> dict[str, Any]:
+    """A probe by its id: `attached`, `evicted`, or `gone` when no probe has the id (any more)."""
+    row = next((row for row in status.get("probes", []) if row.get("id") == number), None)
+    if row is None:
+        return {"state": "gone", "fired": 0}
+    state = "evicted" if row.get("evicted") else "attached"
+    return {"state": state, **{k: v for k, v in row.items() if isinstance(v, int | float)}}
 
 
 def holds(seen: dict[str, Any], condition: str) -> bool:

@@ -61,8 +61,7 @@ def _one(ctx: Context, words: list[str]) -> int:
         ctx.message(str(RecurosError("E2-USAGE", "this is the shell already", hint="exit")))
         return 2
     _connect(ctx)
-    line = Context(ctx.run_option, ctx.output, ctx.timeout_option_s, ctx.quiet, ctx.verbose, ctx.no_color, ctx.shared)
-    status = run(words, line)
+    status = run(words, ctx.for_line())
     if status in (3, 124) or words[0] in ("boot", "halt"):
         _drop(ctx)  # the runtime may be another one now
     return status
