@@ -70,8 +70,7 @@ def relay(t: Turn, caller: Caller, endpoint: Cap, method_nr: int, args: list[Any
         raise RecurosError("E75-AGAIN", f"{server} is {target.state}", hint="it is being restarted; try again")
     limit = s.config.servers[server]
     full = _full(t, target)
-    if full and limit.mailbox_policy == "drop-oldest" and target.queue:
-        _drop_oldest(t, target)
+    if full and limit.mailbox_policy == "drop-oldest" and _drop_oldest(t, target):
         full = False
     waits = full and limit.mailbox_policy == "block" and not _waits(t, target, caller.principal)
     if full and not waits:
@@ -105,9 +104,13 @@ def _waits(t: Turn, target: Server, caller: str) -> bool:
     )
 
 
-def _drop_oldest(t: Turn, target: Server) -> None:
-    """The call that has waited longest makes room; its caller is told."""
-    frame, size = target.queue.popleft()
+def _drop_oldest(t: Turn, target: Server) -> bool:
+    """The question for gauges that has waited longest makes room, if one waits; its caller is told."""
+    at = next((i for i, (f, _) in enumerate(target.queue) if abi.METHOD_BY_NR[f.nr].qualified in abi.TELEMETRY), -1)
+    if at < 0:
+        return False
+    frame, size = target.queue[at]
+    del target.queue[at]
     target.queued_bytes -= size
     target.dropped += 1
     pending = t.state.pending.pop(frame.id)
@@ -116,6 +119,7 @@ def _drop_oldest(t: Turn, target: Server) -> None:
         t.state.caps.use_reply(pending.reply)
     reason = f"dropped from the mailbox of {target.name} for a newer question"
     answer_error(t, pending.data["caller"], RecurosError("E75-FULL", reason, hint="ask again"))
+    return True
 
 
 def _deliver(t: Turn, server: str, row: abi.Row, values: list[Any], sender: str, pending: Pending) -> int:

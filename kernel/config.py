@@ -67,6 +67,7 @@ class Config:
     operator_rights: abi.Right
     servers: dict[str, ServerConfig]
     background_slots: int
+    micro_batches_max: int = 1
 
     @property
     def times(self) -> tuple[int, int, int]:
@@ -101,6 +102,7 @@ def parse(doc: dict[str, Any]) -> Config:
             operator_rights=abi.parse_rights(doc["operator_rights"]),
             servers=servers,
             background_slots=max(1, len(doc.get("background_cpus", [0]))),
+            micro_batches_max=int((doc.get("device") or {}).get("micro_batches_max", 1)),
         )
     except (KeyError, TypeError, ValueError) as e:
         raise RecurosError(

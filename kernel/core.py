@@ -253,11 +253,7 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
         case "inventory":
             t.state.device = {"devices": values["devices"], "host": values["host"], "note": values["note"]}
         case "telemetry":
-            t.state.device = {
-                **t.state.device,
-                "devices": values["devices"],
-                "host": {**t.state.device.get("host", {}), **values["host"]},
-            }
+            flow.telemetry(t, values)
 
 
 def _recorded(t: Turn, then: str, data: dict[str, Any], seq: int) -> None:

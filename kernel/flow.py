@@ -10,9 +10,9 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import outbox, programs, reserve
+from kernel import device, outbox, programs, reserve
 from kernel.broker import answer, fair_job, move_page, release_page, request, tell
-from kernel.events import Kill, Report
+from kernel.events import Kill
 from kernel.plan import finished, next_cursor, plan_complete, plan_directives, stream_step
 from kernel.state import KERNEL, Caller, Cursor, State, Turn
 from kernel.steer import (
@@ -25,10 +25,11 @@ from kernel.steer import (
     weights_for,
     without_overridden,
 )
+from kernel.stop import stop_plan
 from kernel.window import Window, WindowState
 from kfs.ids import is_object_id
 from syscalls import limits
-from syscalls.errors import CODES, RecurosError
+from syscalls.errors import RecurosError
 
 
 def advance(t: Turn) -> None:
@@ -45,6 +46,8 @@ def advance(t: Turn) -> None:
     if s.paused or len(s.windows) >= 2 or not s.store_open:
         return  # without a store nothing could be staged, and retries would only fill the ledger
     _prefetch(t, s.next_window, s.cursor)
+    if not device.may_grant(s):
+        return  # the next sample asks again
     if s.next_window in s.prefetch and policy_decided(s, s.next_window) and not waiting_for_probes(s):
         _grant(t)
 
@@ -124,6 +127,7 @@ def _grant(t: Turn) -> None:
     )
     w.to(WindowState.RUNNING)
     reserve.window_began(t)
+    device.window_began(s, w, t.now_ns)
     s.windows[wid] = w
     s.directives = []
     w.swaps = sum(kind == "swap" for kind, _ in planned + w.directives)
@@ -208,7 +212,7 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
                 "E9-INTEGRITY",
                 f"window {w.id}: the archivist has not stored {args['snapshot']!r:.80} as the last snapshot",
             )
-        args["metrics"] = {**args["metrics"], **_cka_of(args["maps"])}
+        args["metrics"] = {**args["metrics"], **_cka_of(args["maps"]), **device.window_energy(s, w, t.now_ns)}
         _record_commit(t, w, args["snapshot"], args["metrics"])
     except RecurosError:
         release_page(
@@ -430,6 +434,8 @@ def _rolled_back(t: Turn, w: Window, restored: str) -> None:
     if not exact:
         s.learner_ok = False
         request(t, "restore", "learner.restore", {"snapshot": w.base}, base=w.base)
+    if w.miss_code == "E7-MEMORY" and device.out_of_memory(t, w):
+        return
     if w.miss_code not in ("E1-NO", "E3-GONE", "E75-AGAIN"):
         s.failures_in_a_row += 1
         if s.failures_in_a_row >= limits.FAILURES_IN_A_ROW_MAX and s.phase == "running":
@@ -464,36 +470,6 @@ def _final_rollback(t: Turn, w: Window, restored: str, *, exact: bool) -> None:
         parent=w.base,
         result=restored,
     )
-
-
-def stop_plan(t: Turn, w: Window) -> None:
-    """The same window failed again and again: stop with the reason instead of burning the machine."""
-    s = t.state
-    n = s.failures_in_a_row
-    r = s.reservation
-    ms = 1_000_000
-    what = {
-        "E7-MISSED": (
-            f"window {w.id} missed its deadline {n} times in a row: budget {r.budget_ns // ms} ms, deadline {r.deadline_ns // ms} ms,"
-            f" {w.step} of {w.steps} steps done at the last attempt",
-            "give the window more time (recuros sched set, or [window] in the manifest) or fewer steps",
-        ),
-        "E7-LOSS": (
-            f"window {w.id}: the loss was not finite {n} times in a row",
-            "lower the learning rate or temperature, check the data; the last committed state is intact",
-        ),
-        "E9-NOSPACE": (
-            f"window {w.id} could not be stored: no space left in {s.config.run}",
-            "free some space and boot again on the same run directory; it resumes from the last committed window",
-        ),
-    }.get(
-        w.miss_code, (f"window {w.id} failed {n} times in a row: {w.miss_reason}", "recuros kfs log --kind window.miss")
-    )
-    code = w.miss_code if w.miss_code in CODES else "E7-MISSED"
-    s.error = RecurosError(code, what[0], hint=what[1]).to_wire()
-    s.phase = "done"
-    t.event("stopped", error=s.error)
-    t.emit(Report({"event": "state", "state": "done"}))
 
 
 def deadline(t: Turn, window: int, granted_ns: int) -> None:
@@ -532,6 +508,12 @@ def _waits_for(s: State, name: str) -> int:
     """The oldest call of this server that another one has not answered, 0 when there is none."""
     calls = (n for n, p in s.pending.items() if p.kind == "relay" and p.data["caller"].principal == name)
     return min(calls, default=0)
+
+
+def telemetry(t: Turn, values: dict[str, Any]) -> None:
+    """A sample of the device: the guard may hold windows back, or give the running one up."""
+    if device.sampled(t, values):
+        abort_running(t, "E75-AGAIN", f"the device is not fit to go on: {device.reason(t.state)}")
 
 
 def abort_running(t: Turn, code: str, reason: str) -> None:

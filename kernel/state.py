@@ -259,6 +259,8 @@ class State:
     scores: dict[str, Any] = field(default_factory=dict)
     reference: dict[str, Any] = field(default_factory=dict)  # split -> the first teacher's scores
     device: dict[str, Any] = field(default_factory=dict)
+    verdict: str = "ok"  # the guard's, on the learner's device
+    energy: tuple[int, int, float] | None = None  # its counter: time of the sample, mJ, W; None where nothing counts
     resumed_from: int = -1
     data_digest: str = ""  # of the dataset that the committed windows learned from
     error: list[Any] | None = None

@@ -71,6 +71,7 @@ class Window:
     generation: int = 0
     swaps: int = 0
     rng_base: str = ""
+    energy_mj: float | None = None  # the device's counter at the grant
     grant_seq: int = -1
     miss_code: str = ""
     miss_reason: str = ""

@@ -499,6 +499,12 @@ def _gc_done(s: State, r: Record) -> None:
     s.collected["bytes"] += r.args["bytes"]
 
 
+def _device(s: State, r: Record) -> None:
+    if r.args["event"] == "micro-batches":
+        kept = [d for d in s.directives if d[0] != "micro-batches"]
+        s.directives = [*kept, ["micro-batches", {"parts": r.args["micro_batches"]}]]
+
+
 def _fault(s: State, r: Record) -> None:
     s.faults += 1
 
@@ -534,4 +540,5 @@ _RULES: Final = {
     RecordKind.GC_PLAN: _gc_plan,
     RecordKind.GC_DONE: _gc_done,
     RecordKind.FAULT: _fault,
+    RecordKind.DEVICE: _device,
 }

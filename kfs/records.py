@@ -73,6 +73,7 @@ class RecordKind(enum.StrEnum):
     GC_PLAN = "gc.plan"
     GC_DONE = "gc.done"
     FAULT = "fault"
+    DEVICE = "device"
 
 
 # kind -> {argument: type}. Every argument is required; "?" after a type also allows nil. "key" is text or an integer, "num" an
@@ -139,6 +140,8 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.GC_PLAN: {"ids": "list", "scores": "list", "reason": "str"},
     RecordKind.GC_DONE: {"plan_seq": "int", "packs": "int", "bytes": "int"},
     RecordKind.FAULT: {"name": "str", "code": "str", "message": "str"},
+    # the guard changed its verdict, or a window's batches are cut into another number of parts
+    RecordKind.DEVICE: {"event": "str", "verdict": "str", "reason": "str", "micro_batches": "int", "window": "int?"},
 }
 # Arguments that came later: older records lack them, and what writes records may leave them out.
 #   inputs   config: papers of the run; weights, gate: what the batches were weighted by; evidence: trace and probe maps ("" or {}: none)

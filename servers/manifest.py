@@ -91,6 +91,7 @@ def boot_document(
         "model": model,
         "data": manifest.data.model_dump(exclude_none=True),
         "policy": policy,
+        "device": manifest.device.model_dump(exclude_none=True),
         "phases": phases,
         "lane_cpus": lane,
         "background_cpus": background,
@@ -111,6 +112,7 @@ def boot_document(
         "phases": phases,
         "probes": [probe.model_dump() for probe in manifest.probe],
         "policy": policy,
+        "device": common["device"],
         "eval_every": manifest.app.eval_every,
         "operator_rights": manifest.operator.rights,
         "servers": servers,
@@ -275,7 +277,7 @@ def _check_servers(path: Path, manifest: Manifest) -> None:
             raise _refuse(
                 path,
                 f"server.{name}.mailbox.policy",
-                f"{name!r} answers more than telemetry, and nothing else may be dropped",
+                f"{name!r} answers no telemetry, and nothing else may be dropped",
                 'policy = "reject" or policy = "block"',
             )
         _check_reservation(path, name, stanza)

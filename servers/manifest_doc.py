@@ -36,6 +36,7 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ("`[kd]`", tables.Kd),
     ("`[ema]`", tables.Ema),
     ("`[policy]`", tables.Policy),
+    ("`[device]`", tables.Device),
     ("`[[probe]]`", tables.Probe),
     ("`[operator]`", tables.Operator),
     ("`[server.NAME]`", tables.Server),

@@ -386,6 +386,47 @@ class Policy(Table):
     """`starter` steers temperature and sample weights; `static` changes nothing. Further keys are numbers of the pack."""
 
 
+class Device(Table):
+    """Where the learner computes, how much of it, and when it rests."""
+
+    kind: Literal["cpu", "cuda", "auto"] = "cpu"
+    """`auto`: a CUDA device where torch has one, else the CPU; the report says which it was. `cuda` without one is refused."""
+    index: Annotated[int, Field(ge=0, le=255)] = 0
+    """Which CUDA device."""
+    memory_mb: Annotated[int, Field(ge=1, le=1 << 24)] | None = None
+    """Device memory (on the CPU: host memory) that the learner may lease. Absent: all there is. Leases of one user's runtimes add up."""
+    graphs: Literal["auto", "off"] = "auto"
+    """CUDA only: `auto` captures a steady step as a CUDA graph and replays it; `off` always takes the dynamic path."""
+    steady_windows: Annotated[int, Field(ge=1, le=1_000)] = 2
+    """Windows of one and the same step before it is captured."""
+    micro_batches_max: Annotated[int, Field(ge=1, le=64)] = 8
+    """Out of memory, a window is retried with each batch in twice as many parts, up to so many; 1 does not retry smaller."""
+    temperature_soft_c: Positive | None = None
+    """From here on no new window is granted until the device is `cool-down-c` below it. Absent: not guarded."""
+    temperature_hard_c: Positive | None = None
+    """From here on the running window is rolled back as well."""
+    power_soft_w: Positive | None = None
+    """As `temperature-soft-c`, for the device's power draw; rested at nine tenths of it."""
+    power_hard_w: Positive | None = None
+    """As `temperature-hard-c`, for power."""
+    cool_down_c: NotNegative = 5.0
+    """How far below the soft limit a hot device must come."""
+
+    @model_validator(mode="after")
+    def _hard_above_soft(self) -> Self:
+        for what, soft, hard in (
+            ("temperature", self.temperature_soft_c, self.temperature_hard_c),
+            ("power", self.power_soft_w, self.power_hard_w),
+        ):
+            if soft is not None and hard is not None and hard <= soft:
+                raise PydanticCustomError(
+                    "limits",
+                    "a hard limit lies above its soft one",
+                    {"hint": f"{what}: soft {soft:g}, hard {hard:g}"},
+                )
+        return self
+
+
 class Probe(Table):
     """A probe that is attached before the first window."""
 
@@ -412,7 +453,7 @@ class Mailbox(Table):
     bytes: Annotated[int, Field(ge=4_096, le=1 << 30)] = limits.MAILBOX_BYTES_DEFAULT
     """Bound in bytes."""
     policy: Literal["reject", "block", "drop-oldest"] = "reject"
-    """When it is full: refuse the call, let its caller wait, or (`gpu` only) refuse the oldest."""
+    """When it is full: refuse the call, let its caller wait, or (`gpu` only) refuse the oldest question for gauges."""
 
 
 class Server(Table):
@@ -458,6 +499,7 @@ class Manifest(Table):
     kd: Kd = Kd()
     data: Data
     policy: Policy = Policy()
+    device: Device = Device()
     probe: Annotated[list[Probe], Field(max_length=limits.PROBES_MAX)] = []
     operator: Operator
     server: Annotated[dict[Name, Server], Field(min_length=1, max_length=limits.SERVERS_MAX)]

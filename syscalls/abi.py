@@ -348,7 +348,12 @@ METHODS: Final[tuple[Row, ...]] = (
         "Fit a scaling temperature on validation data.", server="observer"),
     # --- gpu -----------------------------------------------------------------------------------------------------------
     Row(150, "inventory", (), (_a("devices", "list"), _a("host", "map"), _a("note", "str")), "Devices of this host.", server="gpu"),
-    Row(151, "telemetry", (), (_a("devices", "list"), _a("host", "map")), "One sample of every gauge.", server="gpu"),
+    Row(151, "telemetry", (), (_a("devices", "list"), _a("host", "map"), _a("guard", "map", "verdict: ok, soft, hard or lost; reason", {}),
+                               _a("driver", "map", "lease, path of the step, counts", {})), "One sample of every gauge.", server="gpu"),
+    Row(152, "lease", (_a("bytes", "int", "device memory that the learner needs"), _a("key", "str", "digest of what a captured step has burnt in; empty: not capturable")),
+        (_a("granted", "int", "bytes"), _a("path", "str", "dynamic | capture | replay"), _a("reason", "str")),
+        "Device memory for the next window, and how its step is to run; refused with the numbers.", R.EXEC, server="gpu"),
+    Row(153, "ran", (_a("key", "str"), _a("facts", "map", "captured, failed, replayed, dynamic, fallback")), (), "How a window's steps did run.", R.EXEC, server="gpu"),
 )
 # fmt: on
 
@@ -363,8 +368,8 @@ TELEMETRY: Final = frozenset({"gpu.inventory", "gpu.telemetry"})
 
 
 def may_drop(server: str) -> bool:
-    """Whether every method of a server is telemetry, so that its mailbox may drop the oldest."""
-    return all(row.qualified in TELEMETRY for row in METHODS if row.server == server)
+    """Whether a server answers questions for gauges, so that its mailbox may drop the oldest of those."""
+    return any(row.qualified in TELEMETRY for row in METHODS if row.server == server)
 
 
 def method_of(server: str, name: str) -> Row:

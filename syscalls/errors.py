@@ -24,6 +24,7 @@ CODES: dict[str, str] = {
     "E6-ADMIT": "admission refused",
     "E7-MISSED": "the deadline was missed and the window rolled back",
     "E7-LOSS": "the loss is not finite; the window rolled back",
+    "E7-MEMORY": "the device's memory was used up; the window rolled back",
     "E7-BUDGET": "the budget of a reservation is used up",
     "E8-VERIFY": "the verifier rejected the program",
     "E8-STALE": "the certificate is for another program, contract or version",

@@ -21,12 +21,16 @@ def resolve_run(option: str | None) -> Path:
     return Path(option or os.environ.get("RECUROS_RUN") or ".recuros").absolute()
 
 
+def user_dir() -> Path:
+    """What all runtimes of this user share; nothing is created."""
+    base = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(base) / "recuros" if base and Path(base).is_dir() else Path(f"/tmp/recuros-{os.getuid()}")
+
+
 def socket_dir(run: Path) -> Path:
     """The 0700 directory of the sockets of `run`; nothing is created."""
     digest = hashlib.sha256(os.fsencode(os.path.realpath(run))).hexdigest()[:16]
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    parent = Path(base) / "recuros" if base and Path(base).is_dir() else Path(f"/tmp/recuros-{os.getuid()}")
-    path = parent / digest
+    path = user_dir() / digest
     if len(os.fsencode(path / "operator.sock")) > limits.RUN_PATH_BYTES_MAX:
         path = Path(f"/tmp/recuros-{os.getuid()}") / digest
     return path

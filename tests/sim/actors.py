@@ -172,7 +172,7 @@ class Gpu(Actor):
 
     def on_telemetry(self) -> Run:
         yield ("sleep", MS)
-        return {"devices": [], "host": {"load": 0.5}}
+        return {"devices": [], "host": {"load": 0.5}, **self.w.gauges}
 
 
 class Observer(Actor):
@@ -235,6 +235,7 @@ class Learner(Actor):
         self.grants: deque[dict[str, Any]] = deque()
         self.bases: dict[int, str] = {}
         self.running = -1
+        self.parts = self.staged_parts = 1
         self.aborted: Aborted | None = None
 
     def info(self) -> dict[str, Any]:
@@ -319,6 +320,9 @@ class Learner(Actor):
 
         f, w = self.w.faults, self.w
         batch = yield ("map", g["page"])
+        self.parts = max([self.parts, *(args["parts"] for kind, args in g["directives"] if kind == "micro-batches")])
+        if self.parts < w.parts_needed:
+            raise RecurosError("E7-MEMORY", f"no room for a batch in {self.parts} parts")
         step_ns = int(20 * MS * w.rng.random()) + (200 * MS if f.hit(w, f.late, "learner") else 0)
         for step in range(g["steps"]):
             yield from self.pause_point(g)
@@ -343,9 +347,14 @@ class Learner(Actor):
         yield from self.pause_point(g, late_matters=False)
         trace = (yield ("offer", ["trace", g["window"]])) if g["window"] % 2 else 0
         yield from self.syscall(
-            "window_staged", window=g["window"], snapshot=new, metrics={"loss": 0.5, "kd": 0.1}, maps={}, trace=trace
+            "window_staged",
+            window=g["window"],
+            snapshot=new,
+            metrics={"loss": 0.5, "kd": 0.1, **({"micro_batches": self.parts} if self.parts > 1 else {})},
+            maps={},
+            trace=trace,
         )
-        self.root = new
+        self.root, self.staged_parts = new, self.parts
 
     def pause_point(self, g: dict[str, Any], *, late_matters: bool = True) -> Run:
         yield from self.pump()
@@ -358,6 +367,7 @@ class Learner(Actor):
         from world import digest
 
         self.root = self.bases[window]
+        self.parts = self.staged_parts
         if self.w.faults.hit(self.w, self.w.faults.inexact, "learner"):
             self.root = digest("garbage", self.w.now_ns)
         self.bases = {k: v for k, v in self.bases.items() if k < window}

@@ -231,6 +231,8 @@ class World:
         self.late_ns_max = 0  # the longest that anything waited because the kernel was busy with a slice
         self.state: State | None = None
         self.exit: int | None = None
+        self.gauges: dict[str, Any] = {}  # what the device server answers beside its devices
+        self.parts_needed = 1  # with fewer parts a batch does not fit the learner's memory
         self._begin()
 
     def _begin(self) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from servers.gpu.server import SAMPLE_AGE_NS_MAX, GpuService, Nvml
+from servers.gpu.nvml import Nvml
+from servers.gpu.server import SAMPLE_AGE_NS_MAX, GpuService
 
 GIB = 1 << 30
 
@@ -19,15 +20,25 @@ class FakeNvmlError(Exception):
     """What NVML raises."""
 
 
+class FakeGpuIsLost(FakeNvmlError):
+    """The error of a device that has fallen off the bus."""
+
+
 class FakeNvml:
-    """Two devices; `broken` names the functions that raise, `absent` the ones this version does not have."""
+    """Devices; `broken` names the functions that raise, `absent` the ones this version does not have, `gauges` other answers."""
 
     NVMLError = FakeNvmlError
+    NVMLError_GpuIsLost = FakeGpuIsLost
+    NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1
+    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
+    NVML_VOLATILE_ECC = 0
     NVML_TEMPERATURE_GPU = 0
     NVML_CLOCK_SM = 1
 
     def __init__(self, devices: int = 2, broken: tuple[str, ...] = (), absent: tuple[str, ...] = ()) -> None:
         self.devices, self.broken, self.absent, self.calls = devices, broken, absent, 0
+        self.gauges: dict[str, Any] = {}
+        self.lost = False
 
     def __getattr__(self, name: str) -> Any:
         answers = {
@@ -47,12 +58,17 @@ class FakeNvml:
             "nvmlDeviceGetPowerUsage": 312_500,
             "nvmlDeviceGetClockInfo": 1_980,
             "nvmlDeviceGetCurrentClocksThrottleReasons": 0,
-        }
+            "nvmlDeviceGetTemperatureThreshold": 89,
+            "nvmlDeviceGetTotalEccErrors": 0,
+            "nvmlDeviceGetTotalEnergyConsumption": 5_000,
+        } | self.gauges
         if name not in answers or name in self.absent:
             raise AttributeError(name)
 
         def function(*_: Any) -> Any:
             self.calls += 1
+            if self.lost and name.startswith("nvmlDevice"):
+                raise FakeGpuIsLost("GPU is lost")
             if name in self.broken:
                 raise FakeNvmlError(f"{name} failed")
             return answers[name]
@@ -74,6 +90,7 @@ def test_devices_are_described_and_sampled() -> None:
         "driver": "550.1",
         "cuda": "12.4",
         "power_limit_w": 700.0,
+        "slowdown_c": 89,
     }
     assert service.telemetry()["devices"][1] == {
         "index": 1,
@@ -85,6 +102,10 @@ def test_devices_are_described_and_sampled() -> None:
         "power_w": 312.5,
         "clock_mhz": 1980,
         "throttle_reasons": 0,
+        "throttled": [],
+        "ecc_uncorrected": 0,
+        "energy_mj": 5_000,
+        "lost": False,
     }
     service.drain()
 
@@ -95,7 +116,9 @@ GAUGES = [
     ("nvmlDeviceGetTemperature", {"temperature_c"}),
     ("nvmlDeviceGetPowerUsage", {"power_w"}),
     ("nvmlDeviceGetClockInfo", {"clock_mhz"}),
-    ("nvmlDeviceGetCurrentClocksThrottleReasons", {"throttle_reasons"}),
+    ("nvmlDeviceGetCurrentClocksThrottleReasons", {"throttle_reasons", "throttled"}),
+    ("nvmlDeviceGetTotalEccErrors", {"ecc_uncorrected"}),
+    ("nvmlDeviceGetTotalEnergyConsumption", {"energy_mj"}),
     ("nvmlDeviceGetHandleByIndex", None),
 ]
 
@@ -105,7 +128,7 @@ GAUGES = [
 def test_a_missing_gauge_is_none_and_the_others_still_read(way: str, function: str, keys: set[str] | None) -> None:
     library = FakeNvml(**{way: (function,)})  # type: ignore[arg-type]
     sample = GpuService(Nvml(library), cores=1).telemetry()["devices"][0]
-    assert {name for name, value in sample.items() if value is None} == (keys or set(sample) - {"index"})
+    assert {name for name, value in sample.items() if value is None} == (keys or set(sample) - {"index", "lost"})
 
 
 def test_no_device_no_driver_and_no_module_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +150,7 @@ def test_a_fresh_sample_is_served_again_and_an_old_one_is_not() -> None:
     first = service.telemetry()
     calls = library.calls
     now[0] += SAMPLE_AGE_NS_MAX - 1
-    assert service.telemetry() is first
+    assert service.telemetry() == first
     assert library.calls == calls
     now[0] += 1
     assert service.telemetry()["host"]["sampled_ns"] == now[0]
