@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
-from servers.learner.state import DTYPES, Leaf, byte_view, copy_into, leaf_of
+from servers.learner.state import DTYPES, Leaf, byte_view, copy_into, host_copy, leaf_of
 
 ALIGN_ITEMS = 16
 
@@ -52,7 +52,8 @@ class Arena:
             if parameter.dim() > 1:
                 self.decayed = at
         dtype = self.parameters[0].dtype if self.parameters else torch.float32
-        self.flat = torch.zeros(at, dtype=dtype)
+        device = self.parameters[0].device if self.parameters else torch.device("cpu")
+        self.flat = torch.zeros(at, dtype=dtype, device=device)
         self.grad: Tensor | None = None
         for parameter, view in zip(self.parameters, self.views(self.flat), strict=True):
             view.copy_(parameter.detach())
@@ -80,7 +81,7 @@ class Arena:
 
     def leaves(self, role: str, flat: Tensor) -> dict[str, Leaf]:
         """`role/module/tensor` -> leaf for a buffer of this layout: one copy, one leaf per parameter."""
-        data = byte_view(flat.detach().clone())
+        data = byte_view(host_copy(flat))
         item, dtype = flat.element_size(), DTYPES[flat.dtype]
         return {
             f"{role}/{s.path}": Leaf(dtype, s.shape, data[s.offset * item : (s.offset + s.numel) * item])
@@ -115,7 +116,7 @@ class FlatAdamW:
         assert arena.grad is not None, "an optimizer needs a trainable arena"
         self.exp_avg = torch.zeros_like(arena.flat)
         self.exp_avg_sq = torch.zeros_like(arena.flat)
-        self._step = torch.zeros((), dtype=torch.float32)
+        self._step = torch.zeros((), dtype=torch.float32, device=arena.flat.device)
         self._betas, self._eps = betas, eps
         self._parts: list[tuple[float, tuple[list[Tensor], ...]]] = []
         for low, high, decay in ((0, arena.decayed, weight_decay), (arena.decayed, arena.flat.numel(), 0.0)):

@@ -9,7 +9,7 @@ Layout of a snapshot (kfs.snapshot: role/module/tensor):
     student/, teacher/, ema/, projector/    one leaf per parameter (and persistent buffer)
     optimizer/OWNER/exp_avg, exp_avg_sq     moments of the current phase, in the owner's arena layout
     mask/student/flat                       pruning mask, when there is one
-    rng/torch/state, rng/engine/state       generator states
+    rng/torch/state, rng/engine/state       generator states (rng/cuda/state as well, on such a device)
     cursor/engine/state                     counters and the phase (JSON)
     policy/kd/state, policy/roles/state     settings in force; architectures (JSON)
 """
@@ -31,6 +31,7 @@ from servers.learner.arena import Arena, FlatAdamW
 from servers.learner.losses import KdSettings
 from servers.learner.losses.hint import check_projector
 from servers.learner.objective import Objective, StepMetrics, layer_map, not_finite
+from servers.learner.parts import accumulate
 from servers.learner.phase import Phase, phase_of
 from servers.learner.projectors import Projectors
 from servers.learner.pruning import Pruning
@@ -41,6 +42,8 @@ from servers.models.model import Batch, Model
 from servers.models.registry import build, check_pair
 from syscalls.errors import RecurosError
 
+PARTS_MAX = 64
+
 __all__ = ["Engine", "StepMetrics", "deterministic"]
 
 
@@ -48,11 +51,14 @@ class Engine:
     """Teacher and student in one process.
 
     `spec`: {"teacher": model spec, "student": model spec, "optimizer": {"weight_decay", "betas", "eps"}, "clip": largest
-    gradient norm (0: off), "ema": momentum, "kd": KdSettings values}. Two engines of one spec and seed start with the same digest.
+    gradient norm (0: off), "ema": momentum, "kd": KdSettings values, "device": a torch device, the CPU when absent}. Two engines
+    of one spec and seed start with the same digest.
     """
 
     def __init__(self, spec: dict[str, Any], seed: int, dispatcher: Dispatcher | None = None) -> None:
         deterministic(int(spec.get("threads", 1)))
+        self.device = torch.device(str(spec.get("device", "cpu")))
+        self._parts = 1
         torch.manual_seed(seed)
         self._generator = torch.Generator().manual_seed(seed)
         self._dispatcher = dispatcher
@@ -66,9 +72,9 @@ class Engine:
         models = {"teacher": build(dict(spec["teacher"]), self._draw())}
         models["student"] = build(_same_task(spec["student"], models["teacher"]), self._draw())
         check_pair(models["teacher"], models["student"], spec["teacher"], spec["student"])
-        self._roles = Roles(models, float(spec.get("ema", 0.99)))
+        self._roles = Roles(models, float(spec.get("ema", 0.99)), self.device)
         self._pruning = Pruning()
-        self._projectors = Projectors()
+        self._projectors = Projectors(self.device)
         self._objective = Objective(self._roles, self._projectors, dispatcher)
         self._optimizers: dict[str, FlatAdamW] = {}
         self._trees: TreeCache = {}
@@ -127,6 +133,28 @@ class Engine:
             self._kd = self._kd.changed(**kd)
         self._enter_phase()
 
+    @property
+    def micro_batches(self) -> int:
+        """Parts that each batch is cut into."""
+        return self._parts
+
+    def cut_batches(self, parts: int) -> None:
+        """Cut batches into at least so many parts from here on, and in every state that follows from this one."""
+        if not 1 <= parts <= PARTS_MAX:
+            raise RecurosError(
+                "E2-LIMIT", f"{parts} parts are outside [1, {PARTS_MAX}]", hint="[device] micro-batches-max"
+            )
+        self._parts = max(self._parts, parts)
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes that parameters, gradients, moments and averages take on the device; activations are not in it."""
+        arenas = [role.arena for role in self.roles.values()]
+        if self._projectors.arena is not None:
+            arenas.append(self._projectors.arena)
+        held = sum(a.flat.nbytes * (1 if a.grad is None else 4) for a in arenas)
+        return held + self._roles.ema.nbytes
+
     def is_in(self, phase: dict[str, Any]) -> bool:
         """Whether `phase` is the one running."""
         return self.phase is not None and (self.phase.index, self.phase.name) == (phase_of(phase).index, phase["name"])
@@ -137,14 +165,18 @@ class Engine:
         """One update of the role that the phase trains. E7-LOSS leaves every parameter as it was."""
         if self.phase is None:
             raise RecurosError("E2-USAGE", "no phase has begun", hint="call begin(phase) first")
-        batch = {name: _aligned(values) for name, values in batch.items()}
+        batch = {name: _aligned(values).to(self.device) for name, values in batch.items()}
         if self._dispatcher is not None:
             self._dispatcher.step(self.step)
         trains = self._trainable()
         for arena in trains.values():
             arena.zero_grad()
-        loss, metrics = self._objective.loss(batch, self.phase, self.kd, self.step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        phase, kd = self.phase, self.kd
+        if self._parts == 1:
+            loss, metrics = self._objective.loss(batch, phase, kd, self.step)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            metrics = accumulate(lambda part: self._objective.loss(part, phase, kd, self.step), batch, self._parts)
         norm = math.sqrt(sum(float(a.grad.dot(a.grad)) for a in trains.values() if a.grad is not None))
         if not math.isfinite(norm):
             raise not_finite(self.step, "gradient", norm)
@@ -221,6 +253,8 @@ class Engine:
             leaves[f"optimizer/{owner}/exp_avg_sq"] = leaf_of(optimizer.exp_avg_sq)
         leaves["rng/torch/state"] = leaf_of(torch.get_rng_state())
         leaves["rng/engine/state"] = leaf_of(self._generator.get_state())
+        if self.device.type == "cuda":
+            leaves["rng/cuda/state"] = leaf_of(torch.cuda.get_rng_state(self.device))
         leaves["cursor/engine/state"] = blob_of(self._cursor())
         leaves["policy/kd/state"] = blob_of({"kd": asdict(self._kd), "policy": self._policy})
         return leaves
@@ -240,6 +274,7 @@ class Engine:
         self._kd = KdSettings().changed(**settings["kd"])
         self._policy = dict(settings["policy"])
         self.step, self.phase_step, self.generation = cursor["step"], cursor["phase_step"], cursor["generation"]
+        self._parts = int(cursor.get("parts", 1))
         self.phase = None if cursor["phase"] is None else phase_of(cursor["phase"])
         self._roles.restore(leaves)
         self._pruning.restore(self._roles.student, leaves)
@@ -263,6 +298,10 @@ class Engine:
         ):
             copy_into(current, leaves, path)
             set_state(current)
+        if self.device.type == "cuda":
+            state = torch.cuda.get_rng_state(self.device)
+            copy_into(state, leaves, "rng/cuda/state")
+            torch.cuda.set_rng_state(state, self.device)
 
     def _cursor(self) -> dict[str, Any]:
         return {
@@ -272,6 +311,7 @@ class Engine:
             "phase": None if self.phase is None else self.phase.to_map(),
             "projectors": self._projectors.key,
             "optimizers": {owner: optimizer.steps for owner, optimizer in self._optimizers.items()},
+            **({"parts": self._parts} if self._parts > 1 else {}),
         }
 
     # Phases and projectors

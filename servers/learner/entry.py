@@ -86,6 +86,8 @@ def _direct(engine: Engine, kind: str, args: dict[str, Any], pruned: Callable[[]
         engine.swap(str(args["mode"]))
     elif kind == "kd":
         engine.set_kd(**args)
+    elif kind == "micro-batches":
+        engine.cut_batches(int(args["parts"]))
     elif kind == "prune":
         engine.prune(float(args["sparsity"]))
         pruned()

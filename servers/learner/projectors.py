@@ -23,7 +23,8 @@ Key = list[Any]
 class Projectors:
     """`modules`: one phi per mapped layer. `arena`: None when nothing of them is learned."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._device = device or torch.device("cpu")
         self.modules = nn.ModuleList()
         self.arena: Arena | None = None
         self.key: Key = []
@@ -36,7 +37,7 @@ class Projectors:
         kind, count, student_width, teacher_width, _generation = key
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.modules = build_projectors(kind, count, student_width, teacher_width)
+            self.modules = build_projectors(kind, count, student_width, teacher_width).to(self._device)
         self.key = list(key)
         if kind != "none":
             self.arena = Arena(self.modules)

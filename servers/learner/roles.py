@@ -36,7 +36,15 @@ class Role:
 class Roles:
     """`held`: role -> model and arena. `ema`: the student's moving average, laid out as its arena."""
 
-    def __init__(self, models: Mapping[str, Model], momentum: float) -> None:
+    def __init__(
+        self,
+        models: Mapping[str, Model],
+        momentum: float,
+        device: torch.device = torch.device("cpu"),  # noqa: B008
+    ) -> None:
+        self._device = device
+        for model in models.values():
+            model.module.to(device)
         self.held = {name: Role(model, Arena(model.module)) for name, model in models.items()}
         self.momentum = momentum
         self.ema = self.student.arena.flat.clone()
@@ -73,7 +81,7 @@ class Roles:
     def renew(self, seed: int) -> None:
         """A new student of the same architecture, and an average that starts at it."""
         student = self.student
-        fresh = Arena(build(student.model.architecture, seed).module)
+        fresh = Arena(self._build(student.model.architecture, seed).module)
         student.arena.flat.copy_(fresh.flat)
         for name, buffer in student.arena.buffers.items():
             buffer.copy_(fresh.buffers[name])
@@ -82,14 +90,19 @@ class Roles:
 
     def averaged(self) -> Model:
         """A model of its own with the moving average for weights."""
-        model = build(self.student.model.architecture, 0)
+        model = self._build(self.student.model.architecture, 0)
         Arena(model.module).flat.copy_(self.ema)
+        return model
+
+    def _build(self, architecture: dict[str, Any], seed: int) -> Model:
+        model = build(architecture, seed)
+        model.module.to(self._device)
         return model
 
     def _reshape(self, role: str, architecture: dict[str, Any]) -> None:
         """Give the role this architecture; its weights are whatever the builder made of seed 0 until they are written."""
         if self.held[role].model.architecture != architecture:
-            model = build(architecture, 0)
+            model = self._build(architecture, 0)
             self.held[role] = Role(model, Arena(model.module), self.held[role].version + 1)
             self.held[role].arena.train(False)
 

@@ -20,6 +20,7 @@ from typing import Any, Final
 from kfs.store import Store
 from probes.helpers.subject import Subject
 from probes.hooks import Dispatcher
+from servers.learner.device import describe, memory_errors, prepare, resolve
 from servers.learner.engine import Engine, StepMetrics
 from servers.learner.entry import batches_of, enter
 from servers.learner.papers import Extras, papers_of
@@ -87,6 +88,7 @@ class LearnerService:
         self._stored: set[str] = set()
         self._reader: Store | None = None
         self._last_batch: Batch = {}
+        self._leased = -1
         self._programs = Programs(kernel, self._dispatcher, self._refreshed, self._subject)
         self._engine = self._build()
         leaves = self._engine.capture()
@@ -110,7 +112,7 @@ class LearnerService:
             "teacher_params": self._engine.param_count("teacher"),
             "student_params": self._engine.param_count("student"),
             "threads": int(env["threads"]),
-            "device": "cpu",
+            "device": describe(self._engine.device),
             "base": self._state.root,
         }
         self.info["config"], self._papers = papers_of(kernel.config, env, self.info["code"])
@@ -118,6 +120,10 @@ class LearnerService:
 
     def _build(self) -> Engine:
         config = self._kernel.config
+        device = resolve(config.get("device") or {})
+        prepare(device, (config.get("device") or {}).get("memory_mb"))
+        if device.type != "cpu":
+            config["model"]["device"] = str(device)  # and so in the papers that a replay reads
         engine = Engine(dict(config["model"]), int(config["seed"]), self._dispatcher)
         length = (config.get("data") or {}).get("seq_len")
         for role in engine.roles.values():
@@ -216,7 +222,9 @@ class LearnerService:
         self._running, self._abort = grant.window, None
         step0 = self._engine.step
         try:
-            self._train_and_stage(grant)
+            self._lease()
+            with memory_errors(self._engine.device, self._engine.micro_batches):
+                self._train_and_stage(grant)
         except _Aborted as aborted:
             self._running = -1
             self._roll_back(aborted.window, "E7-MISSED", str(aborted), self._engine.step - step0)
@@ -226,6 +234,13 @@ class LearnerService:
         finally:
             self._running, self._abort = -1, None
             self._kernel.release(grant.page)
+
+    def _lease(self) -> None:
+        """Memory for this window's state; E6-ADMIT when the device server cannot give it. Host memory only when it changed."""
+        wanted = self._engine.state_bytes
+        if "gpu" in self._kernel.caps and (wanted != self._leased or self._engine.device.type != "cpu"):
+            self._kernel.call("gpu.lease", bytes=wanted, key="")
+            self._leased = wanted
 
     def _train_and_stage(self, grant: Grant) -> None:
         page = self._kernel.map(grant.page)
@@ -430,6 +445,7 @@ class LearnerService:
             "temperature": self._engine.kd.temperature,
             "mix": self._engine.kd.mix,
             "alpha": self._engine.kd.alpha,
+            **({"micro_batches": self._engine.micro_batches} if self._engine.micro_batches > 1 else {}),
         }
         for name in terms:
             values = [m.terms[name] for m in done if name in m.terms]

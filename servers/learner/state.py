@@ -56,9 +56,16 @@ def byte_view(tensor: Tensor) -> memoryview:
     return memoryview(flat)
 
 
+def host_copy(tensor: Tensor) -> Tensor:
+    """A contiguous copy in host memory that nobody else holds."""
+    if tensor.device.type == "cpu":
+        return tensor.detach().clone(memory_format=torch.contiguous_format)
+    return tensor.detach().contiguous().cpu()
+
+
 def leaf_of(tensor: Tensor) -> Leaf:
     """A copy of `tensor` as a leaf."""
-    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    copy = host_copy(tensor)
     return Leaf(DTYPES[copy.dtype], tuple(copy.shape), byte_view(copy))
 
 
@@ -100,7 +107,9 @@ def copy_into(target: Tensor, leaves: Mapping[str, Leaf], path: str) -> None:
             f"{path} is {leaf.dtype} {list(leaf.shape)}; the model needs {DTYPES[target.dtype]} {list(target.shape)}",
             hint="boot with the manifest this run directory was made with",
         )
-    if target.numel():
+    if target.device.type != "cpu":
+        target.copy_(tensor_of(leaf))
+    elif target.numel():
         byte_view(target)[:] = leaf.data
 
 

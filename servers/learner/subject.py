@@ -18,8 +18,9 @@ def subject_of(engine: Engine, dispatcher: Dispatcher, batch: Batch) -> Subject:
 
     def forward(role: str, columns: Batch) -> tuple[Tensor, Tensor]:
         model = engine.roles[role].model
-        out = model.forward(dict(columns))
-        targets = valid_rows(model.targets(dict(columns))[..., None], out.valid_mask)[:, 0]
+        there = {name: values.to(engine.device) for name, values in columns.items()}
+        out = model.forward(there)
+        targets = valid_rows(model.targets(there)[..., None], out.valid_mask)[:, 0]
         return valid_rows(out.logits, out.valid_mask), targets
 
     modules = {role: held.model.module for role, held in engine.roles.items()}

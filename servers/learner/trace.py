@@ -73,6 +73,6 @@ def joined(steps: list[Seen | Trace]) -> Trace:
         tables.insert(0, trace_rows(*(torch.cat(column) for column in zip(*seen, strict=True))))
     if not tables:
         return {}
-    table = {name: torch.cat([t[name] for t in tables]).contiguous() for name in COLUMNS}
+    table = {name: torch.cat([t[name] for t in tables]).cpu().contiguous() for name in COLUMNS}
     assert all(DTYPES[table[name].dtype] == dtype for name, dtype in COLUMNS.items()), "a column changed its dtype"
     return table

@@ -36,8 +36,9 @@ def evaluate(
     was_training = model.module.training
     model.module.eval()
     sums = _Sums(model.task == "classify")
+    device = next(model.module.parameters()).device
     for start in range(0, count, batch):
-        part = {name: values[start : start + batch] for name, values in arrays.items()}
+        part = {name: values[start : start + batch].to(device) for name, values in arrays.items()}
         out = model.forward(part)
         targets = model.targets(part).reshape(-1, 1)
         sums.add(valid_rows(out.logits, out.valid_mask), valid_rows(targets, out.valid_mask)[:, 0])
@@ -68,7 +69,7 @@ class _Sums:
             p = log_p.exp()
             onehot = torch.nn.functional.one_hot(targets, p.shape[1]).double()
             self.brier += float(((p - onehot) ** 2).sum())
-            self.bins += binned(confidence.exp(), hit)
+            self.bins += binned(confidence.exp(), hit).cpu()
 
     def scores(self) -> dict[str, float]:
         """Means over everything added."""

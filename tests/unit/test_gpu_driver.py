@@ -96,7 +96,9 @@ def test_two_runtimes_share_a_device_and_a_killed_one_lets_go(tmp_path: Path) ->
     assert other.stdout.readline() == "held\n"
     mine = Leases(tmp_path, "GPU-1", 100 * MIB, 0, "runs/mine")
     assert mine.take(40 * MIB)["others"] == 60 * MIB
-    with pytest.raises(RecurosError, match="41.0 MiB of GPU-1 were asked for; 40.0 MiB of 100.0 MiB are free") as caught:
+    with pytest.raises(
+        RecurosError, match=r"41.0 MiB of GPU-1 were asked for; 40.0 MiB of 100.0 MiB are free"
+    ) as caught:
         mine.take(41 * MIB)
     assert f"pid {other.pid} (runs/other) has 60.0 MiB" in caught.value.message
     assert caught.value.code == "E6-ADMIT"
@@ -110,7 +112,7 @@ def test_two_runtimes_share_a_device_and_a_killed_one_lets_go(tmp_path: Path) ->
 
 def test_a_lease_over_the_budget_is_refused_with_the_numbers(tmp_path: Path) -> None:
     leases = Leases(tmp_path, "GPU-1", 1000 * MIB, 64 * MIB, "runs/mine")
-    with pytest.raises(RecurosError, match="65.0 MiB of GPU-1 were asked for; the budget of this runtime is 64.0 MiB"):
+    with pytest.raises(RecurosError, match=r"65.0 MiB of GPU-1 were asked for; the budget of this runtime is 64.0 MiB"):
         leases.take(65 * MIB)
     with pytest.raises(RecurosError, match="-1 bytes"):
         leases.take(-1)
@@ -133,7 +135,7 @@ def test_the_service_leases_from_the_device_that_the_manifest_names(tmp_path: Pa
         "path": DYNAMIC,
         "reason": "steady for 0 of 1 windows",
     }
-    with pytest.raises(RecurosError, match="17.0 MiB"):
+    with pytest.raises(RecurosError, match=r"17\.0 MiB"):
         service.lease(bytes=17 * MIB, key="a")
     assert service.telemetry()["driver"]["leased_bytes"] == 8 * MIB
     service.drain()

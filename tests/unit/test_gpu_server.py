@@ -20,7 +20,7 @@ class FakeNvmlError(Exception):
     """What NVML raises."""
 
 
-class FakeGpuIsLost(FakeNvmlError):
+class FakeGpuIsLostError(FakeNvmlError):
     """The error of a device that has fallen off the bus."""
 
 
@@ -28,7 +28,7 @@ class FakeNvml:
     """Devices; `broken` names the functions that raise, `absent` the ones this version does not have, `gauges` other answers."""
 
     NVMLError = FakeNvmlError
-    NVMLError_GpuIsLost = FakeGpuIsLost
+    NVMLError_GpuIsLost = FakeGpuIsLostError
     NVML_TEMPERATURE_THRESHOLD_SLOWDOWN = 1
     NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
     NVML_VOLATILE_ECC = 0
@@ -68,7 +68,7 @@ class FakeNvml:
         def function(*_: Any) -> Any:
             self.calls += 1
             if self.lost and name.startswith("nvmlDevice"):
-                raise FakeGpuIsLost("GPU is lost")
+                raise FakeGpuIsLostError("GPU is lost")
             if name in self.broken:
                 raise FakeNvmlError(f"{name} failed")
             return answers[name]

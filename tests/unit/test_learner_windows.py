@@ -41,6 +41,7 @@ class Session:
             "model": SPEC,
             "data": {},
         }
+        self.caps = {"archivist": 2}
         self.pages: dict[int, tuple[int, int]] = {}
         self.handles = 0
         self.said: list[tuple[str, dict[str, Any]]] = []
