@@ -85,7 +85,8 @@ class Plan:
     windows: list[Window] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
-    held_out: dict[str, list[float]] = field(default_factory=dict)  # snapshot -> ECE of its validations, as answered
+    held_out: dict[str, list[list[float | None]]] = field(default_factory=dict)
+    """Snapshot -> [ECE of the student, accuracy of the student, accuracy of the teacher] of its validations, as answered."""
 
     def to_map(self, store: Store, *, force: bool) -> dict[str, Any]:
         """Plain data for the processes that compute; `environments` tells what each set of papers says."""
@@ -204,9 +205,10 @@ class _Fold:
                 elif record.input_ids:
                     self._decided.append((window, record.input_ids[-1]))
             case RecordKind.EVALUATE if record.args["split"] == "validation" and record.parent_snap:
-                ece = (record.args["scores"].get("student") or {}).get("ece")
-                if isinstance(ece, float | int):
-                    self._plan.held_out.setdefault(record.parent_snap, []).append(float(ece))
+                student, teacher = (record.args["scores"].get(role) or {} for role in ("student", "teacher"))
+                if isinstance(student.get("ece"), float | int):
+                    row = [_number(student["ece"]), _number(student.get("accuracy")), _number(teacher.get("accuracy"))]
+                    self._plan.held_out.setdefault(record.parent_snap, []).append(row)
 
     def _check_in_force(self, commit: Record) -> None:
         """The policy that a window says it ran under is the recorded one, less what an operator overrode."""
@@ -264,6 +266,10 @@ class _Fold:
             previous=before[1],
             gap=any(before[0] < w < args["window"] for w in self._absent),
         )
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, float | int) else None
 
 
 def _window(commit: Record, grant: Record | None) -> Window:

@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from servers.observer.readers import Figures, Sums, gained_figures, programs, sums_of
 from syscalls.errors import RecurosError
 from syscalls.pages import Array
 
@@ -34,7 +35,6 @@ SAMPLE_MOMENTUM: Final = 0.7
 """Weight of the past in a sample's averages: a sample is seen once an epoch, so this remembers about three epochs."""
 
 Floats = NDArray[np.float64]
-Figures = dict[str, "float | None"]
 
 
 @dataclass(frozen=True)
@@ -144,19 +144,10 @@ class Samples:
             setattr(self, name, getattr(self, name).astype(np.float32).astype(np.float64))
 
 
-Sums = dict[str, dict[str, float]]
-"""Running sums of probe maps: "probe id/figure/row" -> field -> sum."""
-
-
 def probe_sums(maps: Mapping[str, Any]) -> Sums:
-    """The sums of the built-in CKA probe (a row per layer pair) and of the calibration probe (one row), if attached."""
-    found: Sums = {}
-    for probe, entry in maps.items():
-        if not isinstance(entry, Mapping):
-            continue
-        document = entry.get("map") or {}
-        named: Mapping[str, Any] = document.get("maps") or document
-        program = str(entry.get("program", "")).removeprefix("builtin:").partition(",")[0]
+    """The running sums of the built-in probes that are attached: of CKA (a row per layer pair), calibration (one row), and more."""
+    found: Sums = sums_of(maps)
+    for probe, program, named, _ in programs(maps):
         if program == "cka" and "sums" in named:
             table = named["sums"]
             for i, row in enumerate(table["rows"]):
@@ -184,7 +175,7 @@ def gained(now: Sums, before: Sums) -> Sums:
 
 
 def probe_figures(gains: Sums) -> Figures:
-    """`cka` (mean over layer pairs of sum HSIC_xy / sqrt(sum HSIC_xx * sum HSIC_yy), Nguyen et al. 2021), `nll`, `brier`.
+    """`cka` (mean over layer pairs of sum HSIC_xy / sqrt(sum HSIC_xx * sum HSIC_yy), Nguyen et al. 2021), `nll`, `brier`, and `readers`'.
 
     None where no batch was seen or a sum of HSIC is not positive: unbiased HSIC of few rows can be.
     """
@@ -195,7 +186,7 @@ def probe_figures(gains: Sums) -> Figures:
             values.append(sums["xy"] / math.sqrt(sums["xx"] * sums["yy"]))
         elif figure == "ece":
             totals = {name: total + sums[name] for name, total in totals.items()}
-    figures: Figures = {"cka": sum(values) / len(values) if values else None}
+    figures: Figures = {"cka": sum(values) / len(values) if values else None, **gained_figures(gains)}
     for name in ("nll", "brier"):
         value = totals[name] / totals["rows"] if totals["rows"] > 0 else math.nan
         figures[name] = value if math.isfinite(value) else None

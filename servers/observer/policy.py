@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from servers.observer.diagnostics import Figures, Floats, Samples
+from servers.observer.diagnostics import Floats, Samples
+from servers.observer.readers import Figures
 from servers.observer.trajectory import Trajectory
 from syscalls import limits
 from syscalls.errors import RecurosError
@@ -35,7 +36,7 @@ class Number:
 
 @dataclass
 class HeldOut:
-    """The student's calibration on validation data. `ema` covers the evaluations before the newest one.
+    """The scores on validation data. `ema` covers the student's ECEs before the newest one; accuracies are the newest.
 
     `fresh` until a decision has looked at it, so that one evaluation moves the temperature once.
     """
@@ -44,14 +45,21 @@ class HeldOut:
     ece: float = 0.0
     ema: float = 0.0
     fresh: bool = False
+    accuracy: float | None = None
+    teacher: float | None = None
 
-    def add(self, ece: float, momentum: float) -> None:
+    def add(self, ece: float, momentum: float, accuracy: float | None = None, teacher: float | None = None) -> None:
         """Take a new evaluation; the one before it joins the average."""
         if self.count == 1:
             self.ema = self.ece
         elif self.count > 1:
             self.ema = momentum * self.ema + (1 - momentum) * self.ece
         self.count, self.ece, self.fresh = self.count + 1, ece, True
+        self.accuracy, self.teacher = accuracy, teacher
+
+    def to_list(self) -> list[Any]:
+        """Plain values; `HeldOut(*values)` reads them back."""
+        return [self.count, self.ece, self.ema, self.fresh, self.accuracy, self.teacher]
 
 
 @dataclass(frozen=True)

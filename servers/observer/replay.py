@@ -161,13 +161,12 @@ class Replay:
         added = int(said[0]) - held.count
         if not 0 <= added <= len(known):
             raise Wrong("evidence", f"it counts {added} validations of {snapshot}; the ledger holds {len(known)}")
-        for ece in known[:added]:
-            held.add(ece, momentum)
-        if [held.count, held.ece, held.ema, held.fresh] != list(said):
+        for ece, accuracy, teacher in known[:added]:
+            held.add(ece, momentum, accuracy, teacher)
+        if held.to_list() != list(said):
             raise Wrong(
                 "evidence",
-                f"held-out calibration {list(said)} is not what the recorded validations give:"
-                f" {[held.count, held.ece, held.ema, held.fresh]}",
+                f"held-out scores {list(said)} are not what the recorded validations give: {held.to_list()}",
             )
 
     def _compare(self, d: Mapping[str, Any], settings: dict[str, Any], blobs: list[str]) -> None:

@@ -18,14 +18,16 @@ from kfs.ids import is_object_id
 from kfs.records import RecordKind
 from kfs.store import Store
 from servers.models.model import Batch
-from servers.observer.diagnostics import Figures, Samples, Trace, read_trace
+from servers.observer.diagnostics import Samples, Trace, read_trace
 from servers.observer.evaluation import Evaluator, tensors
 from servers.observer.packs import pack_of
 from servers.observer.policy import Decision, numbers_of
+from servers.observer.readers import Figures
 from servers.observer.state import (
     HELD_OUT_MOMENTUM,
     History,
     State,
+    accuracies,
     decide,
     decode_evidence,
     encode_evidence,
@@ -188,7 +190,8 @@ class ObserverService:
         scores = self._evaluator().scores(snapshot, split)
         ece = scores["student"].get("ece")
         if split == "validation" and snapshot == self._traced and self._state is not None and ece is not None:
-            self._state.held_out.add(ece, self._numbers.get("ece_momentum", HELD_OUT_MOMENTUM))
+            momentum = self._numbers.get("ece_momentum", HELD_OUT_MOMENTUM)
+            self._state.held_out.add(ece, momentum, *accuracies(scores))
         return {"scores": scores}
 
     def calibrate(self, snapshot: str, mode: str) -> dict[str, Any]:

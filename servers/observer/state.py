@@ -7,6 +7,7 @@ version (E9-VERSION). Pure.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,13 +16,23 @@ from typing import Any, Final
 import msgpack
 
 from kfs.objects import object_id
-from servers.observer.diagnostics import Figures, Samples, Sums, Trace, diagnose, gained, probe_figures, probe_sums
+from servers.observer.diagnostics import Samples, Trace, diagnose, gained, probe_figures, probe_sums
 from servers.observer.policy import Decision, Evidence, HeldOut, Numbers, Pack, check
+from servers.observer.readers import Figures, Sums, looked_figures
+from servers.observer.signals import (
+    Generations,
+    capacity_ceiling,
+    efficiency,
+    generation_signals,
+    noted,
+    window_signals,
+)
 from servers.observer.trajectory import Trajectory
 from syscalls import limits
 from syscalls.errors import RecurosError
 
-VERSION: Final = 1
+VERSION: Final = 2
+LOSSES: Final = ("task", "kd", "hint", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "semantic")
 LONG_AGO: Final = -(1 << 31)
 HELD_OUT_MOMENTUM: Final = 0.9
 
@@ -43,14 +54,14 @@ class State:
     trajectory: Trajectory = field(default_factory=Trajectory)
     held_out: HeldOut = field(default_factory=HeldOut)
     sums: Sums = field(default_factory=dict)
+    generations: Generations = field(default_factory=list)
     steered_at: int = 0
     evidence: str = ""
 
     def origin(self) -> dict[str, Any]:
         """What a decision starts from, as its evidence tells it: an earlier evidence (else the state itself), and calibration."""
-        held = self.held_out
         whole = {} if self.evidence else {"state": self.to_map()}
-        return {"evidence": self.evidence, "held_out": [held.count, held.ece, held.ema, held.fresh], **whole}
+        return {"evidence": self.evidence, "held_out": self.held_out.to_list(), **whole}
 
     def follow(self, window: int, kd: Mapping[str, Any]) -> None:
         """An operator's `rl_set_kd` stands until later evidence moves it: take its temperature over, once."""
@@ -61,7 +72,6 @@ class State:
 
     def to_map(self) -> dict[str, Any]:
         """Plain values; `of_map` reads them back exactly."""
-        held = self.held_out
         return {
             "temperature": self.temperature,
             "initial": self.initial,
@@ -69,8 +79,9 @@ class State:
             "generation": self.generation,
             "changed_at": self.changed_at,
             "trajectory": self.trajectory.to_map(),
-            "held_out": [held.count, held.ece, held.ema, held.fresh],
+            "held_out": self.held_out.to_list(),
             "sums": self.sums,
+            "generations": self.generations,
             "steered_at": self.steered_at,
             "samples": self.samples.to_map(),
         }
@@ -78,7 +89,6 @@ class State:
     @classmethod
     def of_map(cls, values: Mapping[str, Any]) -> State:
         """Inverse of `to_map`."""
-        count, ece, ema, fresh = values["held_out"]
         return cls(
             temperature=float(values["temperature"]),
             initial=float(values["initial"]),
@@ -87,7 +97,8 @@ class State:
             generation=int(values["generation"]),
             changed_at=int(values["changed_at"]),
             trajectory=Trajectory.of_map(values["trajectory"]),
-            held_out=HeldOut(int(count), float(ece), float(ema), bool(fresh)),
+            held_out=HeldOut(*values["held_out"]),
+            generations=[list(row) for row in values["generations"]],
             steered_at=int(values["steered_at"]),
             sums={row: dict(fields) for row, fields in values["sums"].items()},
         )
@@ -114,13 +125,34 @@ def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], ma
     if state.temperature == state.initial:  # the pack has not moved it: the one in force is the operator's
         state.temperature = state.initial = float(metrics.get("temperature", state.initial))
     now = probe_sums(maps)
-    figures = {**diagnose(trace), **probe_figures(gained(now, state.sums))}
+    figures = {**diagnose(trace), **probe_figures(gained(now, state.sums)), **looked_figures(maps), **_terms(metrics)}
+    figures |= window_signals(figures)
     state.sums = now
     state.samples.add(trace)
     state.samples.settle()
     state.trajectory.add(window, figures)
     state.window = window
+    figures |= _signals(state, figures, metrics)
     return figures
+
+
+def _terms(metrics: Mapping[str, Any]) -> Figures:
+    """The values of the loss terms that were on, by `loss_NAME`; that of EWC is the distance from what is to be kept."""
+    named = {f"loss_{name}": metrics[name] for name in LOSSES if isinstance(metrics.get(name), int | float)}
+    return {name: float(value) if math.isfinite(value) else None for name, value in named.items()}
+
+
+def _signals(state: State, figures: Figures, metrics: Mapping[str, Any]) -> Figures:
+    """What the history says, with the newest window in it; these have trajectories of their own."""
+    held = state.held_out
+    state.generations = noted(state.generations, state.generation, held.accuracy, figures["entropy_student"])
+    found: Figures = {
+        "capacity_ceiling": capacity_ceiling(state.trajectory.series.get("kl")),
+        "efficiency": efficiency(held.accuracy, held.teacher, metrics, figures.get("sparsity")),
+        **generation_signals(state.generations),
+    }
+    state.trajectory.add(state.window, found)
+    return found
 
 
 def decide(state: State, pack: Pack, numbers: Numbers, figures: Figures, gate: Mapping[str, Any]) -> Decision:
@@ -197,6 +229,13 @@ def settings_of(state: State, decision: Decision, figures: Figures) -> dict[str,
     if state.temperature == state.initial:
         settings.pop("temperature", None)
     return {**settings, "weights": 0, "evidence": small}
+
+
+def accuracies(scores: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """The student's and the teacher's accuracy in the scores of an evaluation."""
+    found = [(scores.get(role) or {}).get("accuracy") for role in ("student", "teacher")]
+    student, teacher = (float(value) if isinstance(value, int | float) else None for value in found)
+    return student, teacher
 
 
 class History:

@@ -143,7 +143,8 @@ def test_the_calibration_probe_gives_nll_and_other_probes_nothing() -> None:
         "2": {"program": "builtin:ece", "map": {"totals": totals}},
         "3": {"program": "builtin:rms", "map": {"layers": {}}},
     }
-    assert probe_figures(gained(probe_sums(maps), {})) == {"cka": None, "nll": 0.5, "brier": 0.2}
+    found = probe_figures(gained(probe_sums(maps), {}))
+    assert {name: value for name, value in found.items() if value is not None} == {"nll": 0.5, "brier": 0.2}
 
 
 def test_the_builtin_cka_probe_and_the_observer_read_one_map_alike() -> None:
@@ -258,6 +259,6 @@ def test_the_operators_temperature_stands_until_the_pack_moves_it() -> None:
 def test_evidence_of_another_version_is_refused() -> None:
     import msgpack
 
-    with pytest.raises(RecurosError, match="has version 9, this Observer reads 1") as caught:
+    with pytest.raises(RecurosError, match="has version 9, this Observer reads 2") as caught:
         decode_evidence(msgpack.packb({"version": 9}))
     assert caught.value.code == "E9-VERSION"
