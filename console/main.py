@@ -37,6 +37,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "probe": ("console.verbs.probe", "probe", "Attach, read and detach probes."),
     "cap": ("console.verbs.cap", "cap", "Capabilities: who may do what."),
     "kfs": ("console.verbs.kfs", "kfs", "The ledger and the store: log, show, verify."),
+    "nexus": ("console.verbs.nexus", "nexus", "From many teachers to one stand-alone student bundle."),
     "replay": ("console.verbs.replay", "replay", "Do windows and policies again, and compare bit for bit."),
     "bench": ("console.verbs.bench", "bench", "How fast this host is at what a runtime does."),
     "syscall": ("console.verbs.syscall", "syscall", "Any syscall by name."),

@@ -91,7 +91,7 @@ class Manifest:
 def digest(data: Mapping[str, Any]) -> str:
     """SHA-256 of a manifest's canonical JSON without its `digest`."""
     rest = {key: value for key, value in data.items() if key != "digest"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()).hexdigest()
 
 
 def encode(data: Mapping[str, Any]) -> bytes:
@@ -143,7 +143,11 @@ def read_manifest(bundle: Path) -> Manifest:
         raise RecurosError(
             "E4-NOENT", f"{bundle} has no readable {MANIFEST} ({error.strerror})", hint="name the directory of a bundle"
         ) from error
-    return check(parse_json(raw, str(path)), hashlib.sha256(raw).hexdigest(), str(path))
+    data = parse_json(raw, str(path))
+    manifest = check(data, hashlib.sha256(raw).hexdigest(), str(path))
+    if raw != encode(data):
+        raise _damaged(str(path), "it is not written as a manifest is")
+    return manifest
 
 
 def check(data: Any, bundle_id: str, name: str = MANIFEST) -> Manifest:

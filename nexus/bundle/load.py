@@ -7,7 +7,6 @@ capabilities without the opt-in of the very call: until then their file is not o
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from nexus.bundle import decode, verify
 from nexus.bundle import format as form
+from nexus.model import quantized
 from nexus.model.adapter import Adapter
 from nexus.model.router import Route, Router
 from nexus.model.student import NexusConfig, NexusStudent
@@ -37,12 +37,14 @@ class NexusModel:
         verdict: verify.Verdict,
         student: NexusStudent,
         router: Router | None,
+        runs: str,
     ) -> None:
         self.bundle = bundle
         self.manifest = manifest
         self.verdict = verdict
         self.student = student
         self.router = router
+        self.runs = runs
         self._tokenizer: Any = None
         self._turn = threading.Lock()
 
@@ -62,7 +64,7 @@ class NexusModel:
                 "E9-INTEGRITY", f"{bundle} is bundle {manifest.bundle_id}, not {expect}", hint="fetch the one you mean"
             )
         verdict = verify.checked(bundle, manifest, full=full)
-        student = load_student(bundle, manifest, check=verdict.how == "full")
+        student, runs = load_student(bundle, manifest, device, check=verdict.how == "full")
         for capability in manifest.capabilities.values():
             if capability.tier == 1 and capability.adapter:
                 load_adapter(student, bundle, manifest, capability)
@@ -71,7 +73,7 @@ class NexusModel:
             _check_router(router, manifest)
         with _named(bundle, "moving to the device"):
             student.to(device)
-        return cls(bundle, manifest, verdict, student, router)
+        return cls(bundle, manifest, verdict, student, router, runs)
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -198,8 +200,35 @@ class NexusModel:
         return frozenset(int(token) for token in given if token is not None)
 
 
-def load_student(bundle: Path, manifest: form.Manifest, *, check: bool) -> NexusStudent:
-    """The backbone without adapters, its weights mapped from the file. `check`: look for numbers that are not finite."""
+def install(
+    path: Path | str, *, expect: str = "", enable_uncensored: bool = False, remember: bool = True
+) -> tuple[verify.Verdict, form.Manifest]:
+    """Check everything there is to check of a bundle: hashes, finiteness, that adapters fit. `remember`: leave a stamp.
+
+    `enable_uncensored`: look at gated files too.
+    """
+    bundle = Path(path)
+    manifest = form.read_manifest(bundle)
+
+    def check() -> verify.Verdict:
+        if enable_uncensored:
+            verify.verify(bundle, manifest, gate_open=True).raise_if_bad(bundle)
+        model = NexusModel.load(bundle, expect=expect or manifest.bundle_id, full=True)
+        for capability in manifest.capabilities.values():
+            wanted = capability.adapter and (enable_uncensored or not capability.gated)
+            if wanted and capability.name not in model.student.adapter_names:
+                load_adapter(model.student, bundle, manifest, capability)
+        if enable_uncensored:
+            model.verdict.skipped = []
+        return model.verdict
+
+    return (verify.stamp(bundle, manifest, check) if remember else check()), manifest
+
+
+def load_student(
+    bundle: Path, manifest: form.Manifest, device: torch.device | str = "cpu", *, check: bool
+) -> tuple[NexusStudent, str]:
+    """The backbone without adapters, its weights mapped from the file, and how it runs. `check`: look for numbers that are not finite."""
     from transformers.initialization import no_init_weights
 
     config = form.read_json(bundle / form.CONFIG)
@@ -215,10 +244,15 @@ def load_student(bundle: Path, manifest: form.Manifest, *, check: bool) -> Nexus
         raise RecurosError(
             "E9-INTEGRITY", f"{form.BACKBONE} is not the backbone {manifest.backbone_id[:16]} of the manifest"
         )
+    runs = "as stored"
+    if manifest.scheme != "none":
+        state, runs = quantized.install(
+            student.backbone, state, quantized.checked_scheme(manifest.scheme), torch.device(device)
+        )
     fill(student.backbone, state, form.BACKBONE)
     student.eval()
     student.requires_grad_(False)
-    return student
+    return student, runs
 
 
 def load_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, capability: form.Capability) -> Adapter:
@@ -243,7 +277,7 @@ def load_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, c
         )
     _finite(state, str(path))
     try:
-        layers, rank = json.loads(about["layers"]), int(about["rank"])
+        layers, rank = list(about["layers"]), about["rank"]
         adapter = student.add_adapter(capability.name, rank, layers=layers, fill=False)
     except (KeyError, ValueError, TypeError) as error:
         raise RecurosError(
@@ -258,18 +292,20 @@ def load_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, c
     return adapter
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A safetensors file's tensors, mapped, and its metadata (E9-INTEGRITY)."""
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A safetensors file's tensors, mapped, and what its header says of it (E9-INTEGRITY)."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+            about = form.parse_json((file.metadata() or {}).get("nexus", "{}").encode(), str(path))
+            return {key: file.get_tensor(key) for key in file.keys()}, about if isinstance(about, dict) else {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
         raise RecurosError("E9-INTEGRITY", f"{path} cannot be read: {error}", hint="fetch the bundle again") from error
 
 
 def fill(module: Any, state: dict[str, Tensor], name: str) -> None:
     """Put tensors in the place of a module's, without a copy; every name and shape must fit."""
-    tied = set(getattr(module, "all_tied_weights_keys", None) or {})
+    there = module.state_dict().keys()
+    tied = set(getattr(module, "all_tied_weights_keys", None) or {}) & there  # a quantized head is its own
     try:
         missing, unexpected = module.load_state_dict(state, strict=False, assign=True)
     except RuntimeError as error:

@@ -12,9 +12,12 @@ LICENCE_NOTE: Final = (
     "No licence was given when this bundle was written. Nothing is granted by it; ask whoever gave it to you,\n"
     "and see the licence notes of its teachers in manifest.json under lineage.\n"
 )
+BACKBONE_NOTE: Final = (
+    'The backbone alone is an ordinary model: `AutoModelForCausalLM.from_pretrained("this/directory/backbone")`.'
+)
 
 
-def readme(name: str, capabilities: Mapping[str, Mapping[str, Any]]) -> str:
+def readme(name: str, capabilities: Mapping[str, Mapping[str, Any]], scheme: str = "none") -> str:
     """A bundle's README.md."""
     rows = [
         f"| {key} | {entry['rank'] or 'backbone'} | {entry['tier']} | {'yes' if entry['gated'] else 'no'} |"
@@ -37,7 +40,9 @@ def readme(name: str, capabilities: Mapping[str, Mapping[str, Any]]) -> str:
             'print(model.generate("a prompt"))  # the router chooses; or capability="..."',
             "```",
             "",
-            'The backbone alone is an ordinary model: `AutoModelForCausalLM.from_pretrained("this/directory/backbone")`.',
+            BACKBONE_NOTE
+            if scheme == "none"
+            else f"Its backbone is quantized ({scheme}); plain transformers cannot load it.",
             "A gated capability answers only to `generate(..., capability=NAME, enable_uncensored=True)`.",
             "`manifest.json` lists every file with its SHA-256; `verify_report.json` is what the gate measured.",
             "",

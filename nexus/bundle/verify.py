@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,12 +142,18 @@ def stamp_path(bundle: Path) -> Path:
     return stamp_dir() / f"{hashlib.sha256(os.fsencode(bundle.resolve())).hexdigest()[:32]}.json"
 
 
-def stamp(bundle: Path, manifest: form.Manifest) -> Verdict:
-    """Check in full, then remember that it was good. Gated files are left out: they are hashed when they are opened."""
+def stamp(bundle: Path, manifest: form.Manifest, check: Callable[[], Verdict] | None = None) -> Verdict:
+    """Check in full (`check`, which raises, or `verify`), then remember that it was good.
+
+    Gated files are left out: they are hashed whenever they are opened.
+    """
     paths, _ = _wanted(manifest, False)
     _settle(bundle, paths)
-    before = _facts(bundle, paths)
-    verdict = verify(bundle, manifest)
+    try:
+        before = _facts(bundle, paths)
+    except OSError:
+        before = {}  # the check names what is missing
+    verdict = verify(bundle, manifest) if check is None else check()
     verdict.raise_if_bad(bundle)
     if _facts(bundle, paths) != before:
         raise RecurosError("E75-AGAIN", f"{bundle} changed while it was checked", hint="verify it again")

@@ -70,8 +70,8 @@ def write_bundle(
             router.save(folder / form.ROUTER)
         tokenizer.save_pretrained(folder / form.TOKENIZER)
         config = {**student.config.to_dict(), "adapters": {n: student.config.adapters[n] for n in names}}
-        _json(folder / form.CONFIG, config)
-        _json(folder / form.REPORT, fields["verify_report"])
+        write_json(folder / form.CONFIG, config)
+        write_json(folder / form.REPORT, fields["verify_report"])
         (folder / form.LICENCE).write_text(fields["licence"], encoding="utf-8")
         (folder / form.README).write_text(readme(fields["name"], capabilities), encoding="utf-8")
         data = {
@@ -169,7 +169,7 @@ def save_backbone(student: NexusStudent, folder: Path) -> str:
     if generation is not None:
         generation.to_json_file(target.parent / "generation_config.json", use_diff=True)
     total = sum(t.numel() * t.element_size() for t in state.values())
-    _json(
+    write_json(
         folder / form.BACKBONE_INDEX,
         {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(sorted(state), target.name)},
     )
@@ -187,10 +187,15 @@ def save_adapter(student: NexusStudent, name: str, folder: Path, backbone_id: st
         "format": form.ADAPTER_FORMAT,
         "capability": name,
         "backbone": backbone_id,
-        "rank": str(adapter.rank),
-        "layers": json.dumps(sorted(adapter.at)),
+        "rank": adapter.rank,
+        "layers": sorted(adapter.at),
     }
-    save_file(state, str(target), metadata=about)
+    save_file(state, str(target), metadata=metadata(about))
+
+
+def metadata(about: Mapping[str, Any]) -> dict[str, str]:
+    """A safetensors header's metadata. One key, because safetensors writes several in a random order."""
+    return {"nexus": json.dumps(about, sort_keys=True)}
 
 
 def unshared(module: nn.Module) -> dict[str, Tensor]:
@@ -238,7 +243,12 @@ def seal(folder: Path, data: Mapping[str, Any]) -> form.Manifest:
     for path in paths:
         sha, size = hash_file(path)
         files[str(path.relative_to(folder))] = {"sha256": sha, "bytes": size}
-    raw = form.encode({**data, "files": files})
+    try:
+        raw = form.encode({**data, "files": files})
+    except (TypeError, ValueError) as error:
+        raise RecurosError(
+            "E2-USAGE", f"{form.MANIFEST} cannot be written as JSON: {error}", hint="give texts and numbers"
+        ) from error
     (folder / form.MANIFEST).write_bytes(raw)
     return form.check(json.loads(raw), hashlib.sha256(raw).hexdigest())
 
@@ -278,5 +288,12 @@ def _sync(path: Path) -> None:
         os.close(handle)
 
 
-def _json(path: Path, data: Any) -> None:
-    path.write_text(json.dumps(data, indent=2, sort_keys=True, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(path: Path, data: Any) -> None:
+    """A JSON file as a bundle has them: keys in order, no NaN."""
+    try:
+        text = json.dumps(data, indent=2, sort_keys=True, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise RecurosError(
+            "E2-USAGE", f"{path.name} cannot be written as JSON: {error}", hint="give texts and numbers"
+        ) from error
+    path.write_text(text + "\n", encoding="utf-8")

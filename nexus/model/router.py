@@ -113,21 +113,20 @@ class Router:
 
     def save(self, path: Path | str) -> None:
         """One safetensors file."""
-        about = {"format": FORMAT, "capabilities": json.dumps(self.capabilities)}
-        save_file({"weight": self.weight, "bias": self.bias}, str(path), metadata=about)
+        about = {"format": FORMAT, "capabilities": self.capabilities}
+        save_file({"weight": self.weight, "bias": self.bias}, str(path), metadata={"nexus": json.dumps(about)})
 
     @classmethod
     def load(cls, path: Path | str) -> Router:
         """Read what `save` wrote (E9-VERSION, E9-INTEGRITY)."""
         try:
             with safe_open(str(path), framework="pt") as file:
-                about: dict[str, Any] = file.metadata() or {}
+                about: dict[str, Any] = json.loads((file.metadata() or {}).get("nexus", "{}"))
                 if about.get("format") != FORMAT:
                     raise RecurosError(
                         "E9-VERSION", f"{path}: format {about.get('format')!r}, and this reads {FORMAT!r}"
                     )
-                names = json.loads(about["capabilities"])
-                return cls(names, file.get_tensor("weight"), file.get_tensor("bias"))
+                return cls(about["capabilities"], file.get_tensor("weight"), file.get_tensor("bias"))
         except RecurosError:
             raise
         except Exception as error:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from nexus.bundle.format import Manifest
@@ -23,6 +24,15 @@ SMALL = {
     "num_key_value_heads": 2,
     "max_position_embeddings": CONTEXT,
 }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small models on a busy machine wait for their second thread more than they compute. Imported, it holds for a module."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def student(adapters: Sequence[str] = ("code", "sort", "canary"), seed: int = 1, **config: Any) -> NexusStudent:

@@ -15,6 +15,7 @@ from nexus.model.student import NexusStudent
 from nexus.model.tokenizer import byte_tokenizer
 from syscalls.errors import RecurosError
 from tests.unit import nexus_support as make
+from tests.unit.nexus_support import one_thread  # noqa: F401
 
 IDS = torch.tensor([[104, 105, 32, 200], [1, 2, 3, 4]])
 
