@@ -23,7 +23,7 @@ Key = tuple[str, int]
 class Cap:
     """One capability. `kind` says what `obj` is.
 
-    "self", "endpoint", "root": a principal's name; "page", "channel": a number; "reply": whom the answer goes to.
+    "self", "endpoint", "root": a principal's name; "page", "end", "channel": a number; "reply": whom the answer goes to.
     """
 
     holder: str
@@ -101,7 +101,7 @@ class CapTable:
 
     def derive(self, parent: Cap, to: str, rights: Right, *, badge: str = "") -> Cap:
         """A child of `parent` for `to`; rights must shrink and a badge is set only once."""
-        if parent.kind in ("reply", "channel"):
+        if parent.kind in ("reply", "channel", "end"):
             raise RecurosError("E5-DENIED", f"slot {parent.slot} of {parent.holder} is a {parent.kind}: not derivable")
         excess = rights & ~parent.rights
         if excess:
@@ -179,7 +179,7 @@ class CapTable:
     def _remove(self, cap: Cap) -> None:
         """Out of its slot, with what that means for pages, channels and replies."""
         self._slots.get(cap.holder, {}).pop(cap.slot, None)
-        if cap.kind == "page":
+        if cap.kind in ("page", "end"):
             self.pages_released = True
         elif cap.kind == "channel" and isinstance(cap.obj, int):
             self.channels_cut.append(cap.obj)
@@ -219,7 +219,7 @@ class CapTable:
             c.obj
             for table in self._slots.values()
             for c in table.values()
-            if c.kind == "page" and isinstance(c.obj, int)
+            if c.kind in ("page", "end") and isinstance(c.obj, int)
         }
 
     def to_list(self, holder: str) -> list[dict[str, Any]]:

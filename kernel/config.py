@@ -33,6 +33,7 @@ class ServerConfig:
     config: dict[str, Any]
     reservation: tuple[int, int, int] | tuple[()] = ()  # of a fair server: budget, deadline, period in ns
     overrun: str = "rollback"
+    direct: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,7 @@ def _server(s: dict[str, Any]) -> ServerConfig:
         mailbox_policy=str(s.get("mailbox", {}).get("policy", limits.MAILBOX_POLICIES[0])),
         config=dict(s["config"]),
         reservation=_reservation(s),
+        direct=tuple(s.get("direct", ())),
         overrun=str(s.get("overrun") or ("rollback" if s["class"] == "edf" else "throttle")),
     )
 
@@ -156,6 +158,12 @@ def _check(config: Config) -> None:
                 "E2-MANIFEST",
                 f"{server.name}: mailbox policy {server.mailbox_policy!r:.40}; drop-oldest is for telemetry only",
                 hint=f"policies: {', '.join(limits.MAILBOX_POLICIES)}",
+            )
+        if not set(server.direct) <= set(server.calls):
+            raise RecurosError(
+                "E2-MANIFEST",
+                f"{server.name}: direct names {sorted(set(server.direct) - set(server.calls))}, which it may not call",
+                hint="add them to calls",
             )
         for callee in server.calls:
             if callee not in config.servers or config.servers[callee].rank >= server.rank:

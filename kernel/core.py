@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
-from kernel import flow, lifecycle, outbox, programs, reserve, steer
+from kernel import channels, flow, lifecycle, outbox, programs, reserve, staging, steer
 from kernel.broker import answer, answer_error, dispatch_fair, end_job, release_page, replied, sweep_pages
 from kernel.events import (
     Boot,
@@ -39,6 +40,13 @@ from syscalls.wire import Call, Reply
 STAGE_NR = abi.METHOD_BY_NAME["archivist.stage"].nr
 HELLO_NR = abi.SYSCALL_BY_NAME["hello"].nr
 STARTUP = frozenset({"hello", "ready", "fault"})
+EITHER_WAY: Final[dict[str, Callable[[Turn, dict[str, Any], dict[str, Any] | RecurosError], None]]] = {
+    "match": programs.matched,
+    "fetch": programs.fetched,
+    "attach": steer.attached,
+    "channel": channels.accepted,
+}
+"""What goes on with an error, too."""
 WHILE_HALTING = frozenset({"status", "events", "fault", "page_release", "window_rolled_back", "sched_yield"})
 
 
@@ -57,6 +65,7 @@ def step(state: State | None, event: Event, now_ns: int) -> tuple[State, list[Ef
         lifecycle.fail(t, error)
     lifecycle.drain_step(t)
     dispatch_fair(t)
+    channels.sweep(t)
     outbox.flush(t)
     sweep_pages(t)
     return t.state, t.effects
@@ -208,8 +217,8 @@ def _continue(t: Turn, pending: Pending, values: dict[str, Any] | RecurosError) 
     if kind == "evaluate":
         steer.evaluated(t, data, values)
         return
-    if kind in ("match", "fetch", "attach"):
-        {"match": programs.matched, "fetch": programs.fetched, "attach": steer.attached}[kind](t, data, values)
+    if (go_on := EITHER_WAY.get(kind)) is not None:
+        go_on(t, data, values)
         return
     if kind in ("ping", "telemetry", "inventory") and isinstance(values, RecurosError):
         return  # gauges are for people; a missing one is not a failure
@@ -262,6 +271,8 @@ def _recorded(t: Turn, then: str, data: dict[str, Any], seq: int) -> None:
         case "reply":
             if data["caller"]:
                 answer(t, data["caller"], {**data["values"], "seq": seq})
+        case "channel":
+            channels.recorded(t, data)
         case "granted":
             flow.granted(t, data, seq)
         case "committed":
@@ -291,7 +302,7 @@ def _detached(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
 
 def _page_offered(t: Turn, event: PageOffered) -> None:
     s = t.state
-    held = sum(c.kind == "page" for c in s.caps.held(event.principal))
+    held = sum(c.kind in ("page", "end") for c in s.caps.held(event.principal))
     if held >= limits.PAGES_PER_PRINCIPAL_MAX:
         error = RecurosError(
             "E2-LIMIT", f"{event.principal} holds {held} pages, the limit", hint="release pages that are no longer used"
@@ -301,7 +312,7 @@ def _page_offered(t: Turn, event: PageOffered) -> None:
         s.caps.pages_released = True
         return
     s.pages[event.page] = (event.size, event.principal)
-    cap = s.caps.mint(event.principal, "page", event.page, Right.MAP)
+    cap = s.caps.mint(event.principal, "end" if event.end else "page", event.page, Right.MAP)
     t.emit(PageAnswer(event.conn, True, cap.slot))
 
 
@@ -309,7 +320,7 @@ def _page_wanted(t: Turn, event: PageWanted) -> None:
     s = t.state
     try:
         cap = s.caps.require(event.principal, event.handle, Right.MAP, "page map")
-        if cap.kind != "page" or not isinstance(cap.obj, int):
+        if cap.kind not in ("page", "end") or not isinstance(cap.obj, int):
             raise RecurosError("E5-DENIED", f"slot {event.handle} of {event.principal} is not a page")
     except RecurosError as error:
         t.emit(PageAnswer(event.conn, False, error.to_wire()))
@@ -323,7 +334,7 @@ def _tick(t: Turn) -> None:
         _, _, kind, data = heapq.heappop(s.timers)
         match kind:
             case "deadline":
-                flow.deadline(t, **data)
+                staging.deadline(t, **data)
             case "abort":
                 flow.abort_overdue(t, **data)
             case "policy" if not s.halting:

@@ -69,6 +69,7 @@ class PageOffered:
     conn: int
     page: int
     size: int
+    end: bool = False  # one end of a pair of sockets, for a direct channel
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,14 @@ class PageAnswer:
 
 
 @dataclass(frozen=True, slots=True)
+class ChannelSet:
+    """Write a word of the page of generations; 0: the channel there is no more."""
+
+    index: int
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
 class ClosePage:
     """Nobody names the page any more."""
 
@@ -171,4 +180,4 @@ class Again:
     """There is more of a piece of work that was cut into slices: serve who waits, then send `Continue`. One is under way at a time."""
 
 
-Effect = Send | Spawn | Kill | PageAnswer | ClosePage | Report | Exit | Again
+Effect = Send | Spawn | Kill | PageAnswer | ChannelSet | ClosePage | Report | Exit | Again

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import device, outbox, programs, reserve
+from kernel import channels, device, outbox, programs, reserve
 from kernel.broker import answer, fair_job, move_page, release_page, request, tell
 from kernel.events import Kill
 from kernel.plan import finished, next_cursor, plan_complete, plan_directives, stream_step
@@ -192,6 +192,9 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
     """All state is durable in KFS. Here, at receipt, the deadline is judged."""
     s = t.state
     w = s.windows.get(args["window"])
+    if w is not None and _overtook(s, w, args["snapshot"], t.now_ns):
+        s.staged_waits = (caller, args, cpu_ns)
+        return
     trace = move_page(t, "learner", args["trace"], KERNEL).slot if args["trace"] else 0
     if w is None or w.state is not WindowState.RUNNING:
         # The abort crossed this message on the way; the learner restores the base when it reads it.
@@ -233,6 +236,12 @@ def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
         _to_observer(t, w, args["maps"], trace)
     else:
         release_page(t, KERNEL, trace)
+
+
+def _overtook(s: State, w: Window, snapshot: str, now_ns: int) -> bool:
+    """Whether the learner's word may have come before the archivist's own, which takes another socket where the snapshot went directly."""
+    waits = w.state is WindowState.RUNNING and now_ns <= w.deadline_ns and s.staged_waits is None
+    return waits and snapshot != s.stored and channels.between(s, "learner", "archivist")
 
 
 def _record_commit(t: Turn, w: Window, snapshot: str, metrics: dict[str, Any]) -> None:
@@ -528,6 +537,7 @@ def server_lost(t: Turn, name: str, reason: str) -> None:
     s = t.state
     if name == "learner":
         s.learner_ok = False
+        s.staged_waits = None
         for probe in s.probes.values():
             probe.live = False
         for w in sorted(s.windows.values(), key=lambda x: x.id):

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernel import flow, lifecycle, outbox, plan, programs, proposal, reserve, rights, steer
-from kernel.broker import answer, end_job, relay, release_page, request
+from kernel import channels, flow, lifecycle, outbox, plan, programs, proposal, reserve, rights, staging, steer
+from kernel.broker import answer, end_job, relay, request
 from kernel.events import Report
 from kernel.sched import Reservation, admit
 from kernel.state import KERNEL, OPERATOR, Caller, Turn
@@ -83,7 +83,7 @@ def _cap_take(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 
 def _page_release(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    release_page(t, c.principal, a["page"])
+    channels.release_end(t, c.principal, a["page"])
 
 
 def _page_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -121,11 +121,28 @@ def _channel_list(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
             "refused": x.refused,
             "dropped": x.dropped,
             "cancelled": x.cancelled,
+            "direct": channels.rows(s, x.name),
             "callers": [y.name for y in s.config.servers.values() if x.name in y.calls],
         }
         for x in s.servers.values()
     ]
     answer(t, c, {"channels": rows})
+
+
+def _channel_open(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    channels.open_(t, c, a)
+
+
+def _channel_close(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    channels.close(t, c, a)
+
+
+def _channel_report(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    channels.report(t, c, a)
+
+
+def _stage_done(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    staging.stored(t, c, a)
 
 
 def _rl_schedule(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
@@ -445,6 +462,10 @@ HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
     "page_list": _page_list,
     "call": _call,
     "channel_list": _channel_list,
+    "channel_open": _channel_open,
+    "channel_close": _channel_close,
+    "channel_report": _channel_report,
+    "stage_done": _stage_done,
     "rl_schedule": _rl_schedule,
     "sched_show": _sched_show,
     "sched_admit": _sched_admit,

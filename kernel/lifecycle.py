@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import flow, outbox, programs, reserve, rights, steer
+from kernel import channels, flow, outbox, programs, reserve, rights, steer
 from kernel.broker import answer, cancel, release_page, request, server_died, tell
 from kernel.events import Boot, Exit, Exited, Kill, Report, Spawn, Spawned
 from kernel.sched import FairClass, Reservation, admit
@@ -37,6 +37,7 @@ def boot(event: Boot, now_ns: int) -> tuple[State, Turn]:
     )
     s.reservation = Reservation("replay", config.budget_ns, config.deadline_ns, config.period_ns)
     rights.roots(s)
+    channels.open_table(s)
     t = Turn(s, now_ns)
     ok, witness = admit([s.reservation])
     if not ok:
@@ -360,6 +361,7 @@ def exited(t: Turn, event: Exited) -> None:
         return
     server.state = "dead"
     outbox.record(t, "exit", {"name": event.name, "pid": event.pid, "status": event.status})
+    channels.server_died(t, event.name)
     server_died(t, event.name)
     # The halt record still needs the archivist: if it dies before the acknowledgement it comes back once more.
     wanted = s.halting == "record" and event.name == FIRST
@@ -495,7 +497,8 @@ def halted(t: Turn) -> None:
     s = t.state
     s.halting = "servers"
     for cap in s.caps.held(KERNEL):  # batches that were fetched ahead, traces that nobody judged
-        release_page(t, KERNEL, cap.slot)
+        if cap.slot != s.channel_table:  # generations are read until the last server has gone
+            release_page(t, KERNEL, cap.slot)
     for server in s.servers.values():
         if server.name != FIRST and server.state in ("connected", "ready"):
             server.state = "draining"

@@ -20,10 +20,11 @@ from typing import Any
 import msgpack
 import zmq
 
-from kernel import config, core
+from kernel import channels, config, core
 from kernel.events import (
     Again,
     Boot,
+    ChannelSet,
     ClosePage,
     Continue,
     DrainWanted,
@@ -45,7 +46,7 @@ from kernel.events import (
     Tick,
 )
 from kernel.state import State
-from syscalls import limits, pages, wire
+from syscalls import direct, limits, pages, wire
 from syscalls.errors import RecurosError
 
 SAMPLE_NS = 1_000_000_000
@@ -96,6 +97,7 @@ class Loop:
         self.incarnations: dict[str, int] = {}
         self.conns: dict[int, tuple[socket.socket, str]] = {}
         self.fds: dict[int, int] = {}  # page -> descriptor
+        self.table = self._table()
         self.next_page = 1
         self.operators = 0
         self.handshakes: deque[int] = deque()
@@ -115,6 +117,14 @@ class Loop:
             self.poller.register(sock, zmq.POLLIN)
         self.poller.register(self.listener.fileno(), zmq.POLLIN)
         self.poller.register(self.control.fileno(), zmq.POLLIN)
+
+    def _table(self) -> direct.Generations | None:
+        """The page of generations, where direct channels are declared: the only page that the kernel writes."""
+        if not any(server.direct for server in self.config.servers.values()):
+            return None
+        page = pages.WritePage(channels.TABLE_BYTES, "channels")
+        self.fds[channels.TABLE_PAGE] = page.fd
+        return direct.Generations(page.view)
 
     def _router(self, name: str) -> zmq.Socket[bytes]:
         sock = self.context.socket(zmq.ROUTER)
@@ -187,6 +197,9 @@ class Loop:
                     self._too_large(effect, error)
             case PageAnswer():
                 self.page_answer(effect)
+            case ChannelSet():
+                assert self.table is not None, "a channel that the manifest does not declare"
+                self.table[effect.index] = effect.generation
             case ClosePage():
                 fd = self.fds.pop(effect.page, -1)
                 if fd >= 0:
@@ -429,6 +442,14 @@ class Loop:
                     self.fds[page] = descriptor
                     keep.append(descriptor)
                     self.step(PageOffered(name, fd, page, size))
+                case [pages.OFFER_END, 0], [descriptor]:
+                    if (made := direct.maker(descriptor)) != _peer_pid(conn):
+                        raise RecurosError("E5-DENIED", f"pid {made} made this end, not {name}")
+                    page = self.next_page
+                    self.next_page += 1
+                    self.fds[page] = descriptor
+                    keep.append(descriptor)
+                    self.step(PageOffered(name, fd, page, 0, end=True))
                 case [pages.MAP, int(handle)], []:
                     self.step(PageWanted(name, fd, handle))
                 case _:
@@ -456,6 +477,11 @@ class Loop:
         conn, _ = self.conns.pop(fd)
         self.poller.unregister(fd)
         conn.close()
+
+
+def _peer_pid(conn: socket.socket) -> int:
+    """The process that connected."""
+    return int.from_bytes(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
 
 
 def _receive_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:

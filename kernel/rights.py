@@ -109,7 +109,7 @@ def take(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
     s = t.state
     cap = s.caps.get(a["principal"], a["cap"])
     own = any(s.caps.is_under(cap, held) for held in s.caps.held(caller.principal))
-    beyond = cap.kind in ("root", "reply") or cap.holder == KERNEL or (cap.kind == "page" and not own)
+    beyond = cap.kind in ("root", "reply") or cap.holder == KERNEL or (cap.kind in ("page", "end") and not own)
     if beyond or (caller.principal in s.servers and not own):
         raise RecurosError(
             "E5-DENIED",
@@ -121,6 +121,8 @@ def take(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
         return
     if cap.holder in s.servers and cap.parent == (KERNEL, 1):
         s.taken.add((cap.holder, "self" if cap.kind == "self" else str(cap.obj)))
+    if cap.kind == "channel":
+        s.taken.add((cap.holder, f"direct:{cap.badge}"))
     _revoked(t, caller, cap, s.caps.take(cap), taken=True)
 
 

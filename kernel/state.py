@@ -22,6 +22,7 @@ from syscalls import limits
 from syscalls.wire import Deliver
 
 if TYPE_CHECKING:
+    from kernel.channels import Channel
     from probes.verifier import Verification
 
 KERNEL = "kernel"
@@ -194,6 +195,10 @@ class State:
     seen: dict[str, deque[int]] = field(default_factory=dict)  # session -> numbers of its last calls
     operators: dict[str, bytes] = field(default_factory=dict)
     pages: dict[int, tuple[int, str]] = field(default_factory=dict)  # page -> (bytes, writer)
+    channels: dict[int, Channel] = field(default_factory=dict)  # direct ones that stand
+    next_channel: int = 1
+    channel_table: int = 0  # the kernel's slot of the page of generations, 0: no direct channel is declared
+    staged_waits: tuple[Caller, dict[str, Any], int] | None = None  # a window_staged that overtook the archivist's word
     pending: dict[int, Pending] = field(default_factory=dict)
     parked: list[Pending] = field(default_factory=list)  # policy blobs that wait for the archivist
     next_delivery: int = 1

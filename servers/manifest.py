@@ -99,7 +99,9 @@ def boot_document(
     servers = []
     for name, stanza in sorted(manifest.server.items(), key=lambda item: (item[1].rank, item[0])):
         row = stanza.model_dump(exclude={"cls", "config"})
-        servers.append({"name": name, "class": stanza.cls, **row, "config": {**stanza.config, **common}})
+        servers.append(
+            {"name": name, "class": stanza.cls, **row, "config": {**stanza.config, **common, "direct": stanza.direct}}
+        )
     return {
         "abi": [abi.ABI_MAJOR, abi.ABI_MINOR],
         "run": str(run),
@@ -272,6 +274,12 @@ def _check_servers(path: Path, manifest: Manifest) -> None:
                     key,
                     f"{name!r} has rank {stanza.rank} and cannot call {callee!r} of rank {servers[callee].rank}",
                     "a server calls servers of strictly lower rank only, so that no cycle can wait for itself",
+                )
+        for callee in stanza.direct:
+            if callee not in stanza.calls:
+                text = f"{name!r} may not call {callee!r}, directly or through the kernel"
+                raise _refuse(
+                    path, f"server.{name}.direct", text, f"add {callee!r} to server.{name}.calls, or leave it out"
                 )
         if stanza.mailbox.policy == "drop-oldest" and not abi.may_drop(name):
             raise _refuse(

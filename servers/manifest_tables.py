@@ -469,6 +469,8 @@ class Server(Table):
     """What the kernel lets it do."""
     calls: list[str] = []
     """Servers it may call."""
+    direct: list[str] = []
+    """Of these, the servers that it reaches over a direct channel; the kernel grants it, hands it over and takes it back."""
     restart: Literal["never", "always", "snapshot"] = "always"
     """`snapshot`: from the last committed state."""
     weight: Annotated[int, Field(ge=1, le=10_000)] = 100

@@ -220,6 +220,16 @@ SYSCALLS: Final[tuple[Row, ...]] = (
                      _a("args", "list")), (_a("reply", "list"),), "Call a server that the manifest lets the caller call."),
     Row(31, "channel_list", (), (_a("channels", "list"),),
         "Mailboxes: server, messages and bytes waiting, limits, refused, dropped."),
+    Row(32, "channel_open", (_a("endpoint", "int", "slot of an endpoint capability"), _a("end", "int", "handle of the callee's end of a pair of sockets")),
+        (_a("channel", "int"), _a("pid", "int", "the callee's"), _a("index", "int", "its word in the page of generations"), _a("generation", "int"),
+         _a("messages", "int", "credit: calls without an answer"), _a("bytes", "int", "credit: their bytes"), _a("table", "int", "handle of the page of generations")),
+        "Open the direct channel to a server that the manifest grants (`direct`)."),
+    Row(33, "channel_close", (_a("channel", "int"),), (), "The caller gives a direct channel up.", oneway=True),
+    Row(34, "channel_report", (_a("channel", "int"), _a("calls", "int"), _a("refused", "int"), _a("cpu_ns", "int", "spent for the caller"),
+                               _a("reason", "str", "how the caller broke the rules; empty: it did not"), _a("fatal", "bool", "the channel is closed")), (),
+        "The callee's account of a direct channel since the last one.", oneway=True),
+    Row(35, "stage_done", (_a("snapshot", "str", "root id"),), (),
+        "The archivist stored a snapshot that came over a direct channel.", R.KFS_APPEND, oneway=True),
     # --- windows and time --------------------------------------------------------------------------------------------
     Row(40, "rl_schedule", (_a("window", "map", "budget_ms, period_ms, steps"), _a("deadline", "int", "relative, ms")),
         (_a("admitted", "bool"), _a("witness", "map"), *_SEQ),
@@ -292,6 +302,11 @@ METHODS: Final[tuple[Row, ...]] = (
     # --- every server --------------------------------------------------------------------------------------------------
     Row(100, "ping", (), (), "Heartbeat.", server="any"),
     Row(101, "drain", (), (), "Finish what was taken, then exit 0.", server="any", oneway=True),
+    Row(102, "channel", (_a("channel", "int"), _a("caller", "str"), _a("pid", "int", "that made the pair"), _a("index", "int", "word in the page of generations"),
+                         _a("generation", "int"), _a("methods", "list", "numbers that the caller's rights allow"), _a("messages", "int"), _a("bytes", "int"),
+                         _a("end", "int", "handle of the end"), _a("table", "int", "handle of the page of generations")), (),
+        "The kernel grants a caller a direct channel to this server.", server="any"),
+    Row(103, "channel_cut", (_a("channel", "int"), _a("reason", "str")), (), "A direct channel was taken back, or its other end died.", server="any", oneway=True),
     # --- archivist -----------------------------------------------------------------------------------------------------
     Row(110, "open", (_a("boot", "str"),),
         (_a("commit", "bytes", "last window.commit record, empty if none"), _a("tail", "list", "records after it, as bytes"),

@@ -41,6 +41,9 @@ MAP: Final = 2
 MAP_FOR: Final = 3
 """An operator's MAP: the page socket knows its process, and this names which of the process's sessions holds the handle."""
 
+OFFER_END: Final = 4
+"""One end of a pair of connected sockets, for a direct channel; mapped by its handle, as pages are."""
+
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
@@ -122,6 +125,18 @@ class PageSocket:
         socket.send_fds(self._sock, [msgpack.packb([OFFER, page.size])], [page.fd])
         handle, _ = self._answer(want_fd=False)
         return handle
+
+    def offer_end(self, fd: int) -> int:
+        """Register one end of a pair of sockets that this process made."""
+        socket.send_fds(self._sock, [msgpack.packb([OFFER_END, 0])], [fd])
+        handle, _ = self._answer(want_fd=False)
+        return handle
+
+    def map_end(self, handle: int) -> int:
+        """The descriptor of an end that the kernel gave this principal a handle for."""
+        self._sock.send(msgpack.packb([MAP, handle]))
+        _, fd = self._answer(want_fd=True)
+        return fd
 
     def map(self, handle: int) -> ReadPage:
         """Map a page that the kernel gave this principal a handle for."""

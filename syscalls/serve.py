@@ -29,6 +29,7 @@ policy.
 from __future__ import annotations
 
 import os
+import socket
 import sys
 import time
 import traceback
@@ -39,7 +40,8 @@ from typing import Any, Protocol
 from syscalls import abi, limits, wire
 from syscalls.errors import RecurosError
 from syscalls.pages import PageSocket, ReadPage, WritePage
-from syscalls.peer import Peer
+from syscalls.peer import Begun, Peer
+from syscalls.switch import DirectBegun, Switch
 
 Handler = Callable[..., "dict[str, Any] | None"]
 
@@ -71,18 +73,61 @@ class Kernel(Peer):
         self._in_slice = False
         self._slice_end_ns = 0
         self._slice_ns = limits.SLICE_NS_DEFAULT
+        self._direct = Switch(self, self._socket)
+
+    def hello(self) -> None:
+        """Open the session; the configuration names the servers that may be reached directly."""
+        super().hello()
+        self._direct.granted = set(self.config.get("direct", ()))
+
+    @property
+    def direct_caller(self) -> str:
+        """The server whose direct call is being served; empty when it came through the kernel."""
+        return self._direct.caller
 
     def offer(self, page: WritePage) -> int:
         """Register a page; the handle may then be sent in a `page` column. The writer may close its own mapping afterwards."""
-        return self._pages.offer(page)
+        if self._direct.caller:
+            return self._direct.offer(page)
+        handle = self._pages.offer(page)
+        self._direct.keep_offered(handle, page)
+        return handle
+
+    def offer_end(self, end: socket.socket) -> int:
+        """Register one end of a pair of sockets that this process made."""
+        return self._pages.offer_end(end.fileno())
 
     def map(self, handle: int) -> ReadPage:
         """Map a handle that arrived in a `page` column."""
-        return self._pages.map(handle)
+        return self._direct.map(handle) if handle < 0 else self._pages.map(handle)
+
+    def map_end(self, handle: int) -> int:
+        """The descriptor of an end that the kernel handed to this server."""
+        return self._pages.map_end(handle)
 
     def release(self, handle: int) -> None:
         """Give a handle back; the page dies with its last handle."""
-        self.syscall("page_release", page=handle)
+        self._direct.release(handle)
+        if handle > 0:
+            self.syscall("page_release", page=handle)
+
+    def begin(self, method: str, /, **args: Any) -> Begun:
+        """Send a call and go on: over a direct channel where one is granted, through the kernel otherwise."""
+        return self._direct.begin(method, args) or super().begin(method, **args)
+
+    def finish(self, begun: Begun, *, timeout_s: float | None = None) -> dict[str, Any]:
+        """The answer to a call that was begun; raises what the server answered."""
+        if isinstance(begun, DirectBegun):
+            return self._direct.finish(begun, self.timeout_s if timeout_s is None else timeout_s)
+        return super().finish(begun, timeout_s=timeout_s)
+
+    def receive(self, timeout_s: float = 0.0) -> bool:
+        """Take at most one frame off the kernel's socket, and whatever direct channels have; True when there was something."""
+        if self._direct.idle:
+            return super().receive(timeout_s)
+        before = len(self._direct.calls)
+        kernel = self._direct.wait(timeout_s)
+        return (kernel and super().receive()) or len(self._direct.calls) > before
 
     def start(self, service: Service) -> None:
         """Announce that the service takes work."""
@@ -91,12 +136,15 @@ class Kernel(Peer):
 
     def pump(self, timeout_s: float = 0.0) -> None:
         """Take every frame that has arrived (waiting up to `timeout_s` for the first) and dispatch each delivery in order."""
-        if not self.deliveries and not self.receive(timeout_s):
+        if not self.deliveries and not self._direct.calls and not self.receive(timeout_s):
             return
         while self.receive():
             pass
-        while self.deliveries:
-            self._dispatch(self.deliveries.popleft())
+        while self.deliveries or self._direct.calls:
+            if self.deliveries:
+                self._dispatch(self.deliveries.popleft())
+            if self._direct.calls:
+                self._direct.dispatch(self._direct.calls.popleft())
 
     def checkpoint(self) -> None:
         """At a micro-step of fair work: if this slice's CPU time is used, yield and wait for the next grant."""
@@ -112,13 +160,10 @@ class Kernel(Peer):
         if row.name == "drain":
             self.stopping = True
             return
-        handler = self._handlers.get(row.name)
-        if handler is None or row.server not in ("any", self.name):
-            self.answer_error(request, RecurosError("E1-NOSYS", f"{self.name} does not serve {row.qualified}"))
-            return
-        self._in_slice, self._slice_end_ns = True, time.process_time_ns() + self._slice_ns
         try:
-            values = handler(**row.check_args(request.args))
+            values = (
+                self._own(row, request.args) if row.server == "any" else self.serve(row, row.check_args(request.args))
+            )
         except RecurosError as error:
             if request.id:
                 self.answer_error(request, error)
@@ -127,9 +172,34 @@ class Kernel(Peer):
                 raise
         else:
             if request.id:
-                self.answer(request, values or {})
+                self.answer(request, values)
+
+    def _own(self, row: abi.Row, args: list[Any]) -> dict[str, Any]:
+        """What every server is asked by the kernel and answers here."""
+        columns = row.check_args(args)
+        if row.name == "channel":
+            self._direct.accept(**columns)
+        elif row.name == "channel_cut":
+            self._direct.cut(columns["channel"])
+        else:
+            raise RecurosError("E1-NOSYS", f"{self.name} does not serve {row.qualified}")
+        return {}
+
+    def serve(self, row: abi.Row, columns: dict[str, Any]) -> dict[str, Any]:
+        """Run the service's handler of a method."""
+        handler = self._handlers.get(row.name)
+        if handler is None or row.server != self.name:
+            raise RecurosError("E1-NOSYS", f"{self.name} does not serve {row.qualified}")
+        self._in_slice, self._slice_end_ns = True, time.process_time_ns() + self._slice_ns
+        try:
+            return handler(**columns) or {}
         finally:
             self._in_slice = False
+
+    def close(self) -> None:
+        """Close direct channels and the session."""
+        self._direct.close()
+        super().close()
 
 
 def serve(name: str, build: Callable[[Kernel], Service]) -> int:

@@ -60,6 +60,26 @@ class Stubs(Peer):
         """Mailboxes: server, messages and bytes waiting, limits, refused, dropped."""
         return self.syscall("channel_list")
 
+    def channel_open(self, *, endpoint: int, end: int) -> dict[str, Any]:
+        """Open the direct channel to a server that the manifest grants (`direct`)."""
+        return self.syscall("channel_open", endpoint=endpoint, end=end)
+
+    def channel_close(self, *, channel: int) -> dict[str, Any]:
+        """The caller gives a direct channel up."""
+        return self.syscall("channel_close", channel=channel)
+
+    def channel_report(
+        self, *, channel: int, calls: int, refused: int, cpu_ns: int, reason: str, fatal: bool
+    ) -> dict[str, Any]:
+        """The callee's account of a direct channel since the last one."""
+        return self.syscall(
+            "channel_report", channel=channel, calls=calls, refused=refused, cpu_ns=cpu_ns, reason=reason, fatal=fatal
+        )
+
+    def stage_done(self, *, snapshot: str) -> dict[str, Any]:
+        """The archivist stored a snapshot that came over a direct channel."""
+        return self.syscall("stage_done", snapshot=snapshot)
+
     def rl_schedule(self, *, window: dict[str, Any], deadline: int) -> dict[str, Any]:
         """Change the replay reservation, if admission allows it."""
         return self.syscall("rl_schedule", window=window, deadline=deadline)

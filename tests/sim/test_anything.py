@@ -140,7 +140,7 @@ def test_no_operator_can_make_the_kernel_raise_by_stopping_it(seed: int) -> None
 def test_no_server_can_make_the_kernel_raise(who: str) -> None:
     for seed in range(3):
         rng = random.Random(f"{who}{seed}")
-        world = World(seed, document())
+        world = World(seed, document(direct=True))
         world.boot()
         world.run(lambda w=world: w.state is not None and w.state.phase == "running", 10 * S)
         for _ in range(300):
@@ -148,11 +148,11 @@ def test_no_server_can_make_the_kernel_raise(who: str) -> None:
                 break
             talk(world, rng, who, frozenset())
             if rng.random() < 0.05:
-                world.step(PageWanted(who, world.processes[who].pid, rng.randrange(-2, 50)))
+                world.step(PageWanted(who, -1, rng.randrange(-2, 50)))  # answered to nobody: the process has not asked
             if rng.random() < 0.05:
                 world.pages[world.next_page] = "anything"
                 world.next_page += 1
-                world.step(PageOffered(who, world.processes[who].pid, world.next_page - 1, 64))
+                world.step(PageOffered(who, -1, world.next_page - 1, 64, end=rng.random() < 0.5))
             world.run(lambda: False, rng.randrange(4) * MS)
         world.signal()
         assert world.run(lambda w=world: w.exit is not None, 90 * S), f"{who}, seed {seed}"

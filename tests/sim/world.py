@@ -21,6 +21,7 @@ from kernel import config, core
 from kernel.events import (
     Again,
     Boot,
+    ChannelSet,
     ClosePage,
     Continue,
     DrainWanted,
@@ -47,6 +48,7 @@ from syscalls.errors import RecurosError
 
 MS = 1_000_000
 S = 1_000_000_000
+CHANNELS = {abi.METHOD_BY_NAME["any.channel"].nr, abi.METHOD_BY_NAME["any.channel_cut"].nr}
 SLICE_NS = MS
 """What one slice of the kernel's own work takes here; nothing else is served meanwhile."""
 Op = tuple[Any, ...]
@@ -208,6 +210,9 @@ class Process:
         elif isinstance(frame, wire.Deliver):
             if frame.nr == abi.METHOD_BY_NAME["any.ping"].nr:
                 self.world.send_up(self, wire.Reply(frame.id, True, []))
+            elif frame.nr in CHANNELS:
+                if frame.id:  # an end is taken; nothing is sent over it here
+                    self.world.send_up(self, wire.Reply(frame.id, True, []))
             elif self.waits == ("recv", 0):
                 self.run(frame)
             else:
@@ -240,6 +245,7 @@ class World:
         self.order = 0
         self.processes: dict[str, Process] = {}
         self.pages: dict[int, Any] = {}
+        self.words: dict[int, int] = {}  # the page of generations
         self.next_page = 1
         self.next_pid = 100
         self.reports: list[dict[str, Any]] = []
@@ -336,6 +342,8 @@ class World:
                 self.at(self.delay_ns(), lambda: self._kill(effect))
             case PageAnswer():
                 self._page_answer(effect)
+            case ChannelSet():
+                self.words[effect.index] = effect.generation
             case ClosePage():
                 if self.pages.pop(effect.page, None) is None:
                     raise Violation(f"page {effect.page} was closed twice")
@@ -443,7 +451,7 @@ class World:
         process = next((p for p in self.processes.values() if p.pid == effect.conn), None)
         if process is None:
             return
-        value = self.pages[effect.page] if effect.page else effect.value
+        value = self.pages.get(effect.page, "generations") if effect.page else effect.value
         error = None if effect.ok else RecurosError.from_wire(effect.value)
         self.at(
             self.delay_ns(),
@@ -479,7 +487,12 @@ class World:
 
 
 def document(
-    *, deterministic: bool = True, windows: tuple[int, ...] = (3, 5, 2), detached: bool = False, slots: int = 1
+    *,
+    deterministic: bool = True,
+    windows: tuple[int, ...] = (3, 5, 2),
+    detached: bool = False,
+    slots: int = 1,
+    direct: bool = False,
 ) -> dict[str, Any]:
     """A boot document of a small plan: a teacher phase, a student phase that ends in a swap, and what follows."""
     standard = {"archivist": 0, "gpu": 0, "dataset": 1, "learner": 2, "observer": 3}
@@ -499,6 +512,7 @@ def document(
             "rank": rank,
             "rights": rights[name],
             "calls": calls.get(name, []),
+            "direct": calls.get(name, []) if direct else [],
             "restart": "always",
             "weight": 1,
             "config": {"run": "/run"},

@@ -1,0 +1,375 @@
+"""A server's direct channels: opened when a call first needs one, served beside the kernel's deliveries.
+
+Responsible for: the way of a call (direct where the manifest and the kernel grant it, through the kernel otherwise), dispatching what
+callers send, pages that travel beside a frame (their handles are negative: the kernel does not know them), the account that the kernel
+gets, and closing what a revocation or a death ended. Refuses: methods that the grant does not name, calls that are read after a
+revocation, callers that break the rules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import zmq
+
+from syscalls import abi, direct, limits, wire
+from syscalls.errors import RecurosError
+from syscalls.pages import ReadPage, WritePage, check_seals
+from syscalls.peer import Begun
+
+if TYPE_CHECKING:
+    from syscalls.serve import Kernel
+
+REPORT_CALLS: Final = 256
+REPORT_CPU_NS: Final = 20_000_000
+"""After so many calls, or so much CPU time for one caller, the kernel is told."""
+
+
+class DirectBegun(Begun):
+    """A call that went over a channel; `id` is the channel's own number."""
+
+    __slots__ = ("channel",)
+
+    def __init__(self, number: int, row: abi.Row, channel: direct.Outgoing) -> None:
+        super().__init__(number, row)
+        object.__setattr__(self, "channel", channel)
+
+    channel: direct.Outgoing
+
+
+class Switch:
+    """Everything direct of one server."""
+
+    def __init__(self, kernel: Kernel, control: zmq.Socket[bytes]) -> None:
+        self._kernel = kernel
+        self._control = control
+        self._poller = zmq.Poller()
+        self._poller.register(control, zmq.POLLIN)
+        self._out: dict[str, direct.Outgoing] = {}
+        self._in: dict[int, direct.Incoming] = {}
+        self._ends: dict[int, direct.Channel] = {}
+        self.calls: deque[direct.DirectCall] = deque()
+        self.granted: set[str] = set()  # servers that the manifest lets this one reach directly
+        self._offered: dict[int, int] = {}  # the kernel's handle -> descriptor, of pages that may go over a channel
+        self._local: dict[int, int] = {}  # own (negative) handle -> descriptor
+        self._next_local = -1
+        self._serving: direct.DirectCall | None = None
+
+    # --- the loop ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether there is no channel, so that the kernel's socket is all there is to wait for."""
+        return not self._ends
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the kernel or an end; takes what ends have. True when the kernel's socket has something."""
+        ready = dict(
+            self._poller.poll(max(0, int(timeout_s * 1000)) if timeout_s < 0.001 else max(1, int(timeout_s * 1000)))
+        )
+        kernel = bool(ready.pop(self._control, 0))
+        for fd in ready:
+            if isinstance(fd, int) and (channel := self._ends.get(fd)) is not None:
+                self._on(channel)
+        return kernel
+
+    def _on(self, channel: direct.Channel) -> None:
+        if isinstance(channel, direct.Incoming):
+            try:
+                channel.end.flush()
+                self.calls.extend(channel.read())
+            except RecurosError as error:
+                self._drop_incoming(channel, error.message if error.code == "E2-WIRE" else "")
+        elif isinstance(channel, direct.Outgoing):
+            channel.read()
+            if channel.broken is not None:
+                self._drop_outgoing(channel)
+        self._watch(channel)
+
+    def _watch(self, channel: direct.Channel) -> None:
+        fd = channel.end.fileno()
+        if fd in self._ends:
+            self._poller.modify(fd, zmq.POLLIN | (zmq.POLLOUT if channel.end.backlog else 0))
+
+    def _add(self, channel: direct.Channel) -> None:
+        self._ends[channel.end.fileno()] = channel
+        self._poller.register(channel.end.fileno(), zmq.POLLIN)
+
+    def _forget(self, channel: direct.Channel) -> None:
+        fd = channel.end.fileno()
+        if self._ends.pop(fd, None) is not None:
+            self._poller.unregister(fd)
+
+    # --- the caller's side ----------------------------------------------------------------------------------------------------
+
+    def begin(self, method: str, args: dict[str, Any]) -> DirectBegun | None:
+        """Send a call over a channel; None where it goes through the kernel."""
+        server, _, name = method.partition(".")
+        if server not in self.granted:
+            return None
+        row = abi.method_of(server, name)
+        values = row.bind(args)
+        handles = [values[i] for i in row.pages if values[i]]
+        if any(h not in self._offered for h in handles):
+            return None  # a page of somebody else's: the kernel relays it
+        channel = self._channel(server)
+        if channel is None:
+            return None
+        for i in row.pages:
+            values[i] = 1 if values[i] else 0
+        number = channel.send(row, values, [self._offered[h] for h in handles])
+        self._watch(channel)
+        return DirectBegun(number, row, channel)
+
+    def finish(self, begun: DirectBegun, timeout_s: float) -> dict[str, Any]:
+        """The answer of a call that was begun; deliveries and other calls that arrive meanwhile are kept."""
+        channel, number = begun.channel, begun.id
+        deadline = time.monotonic() + timeout_s
+        while number not in channel.replies:
+            if channel.broken is not None:
+                raise channel.why()
+            left = deadline - time.monotonic()
+            if left <= 0:
+                what = begun.row.qualified
+                raise RecurosError(
+                    "E124-TIMEOUT", f"{what}: no answer in {timeout_s:g} s", hint="recuros status; raise --timeout"
+                )
+            self._kernel.receive(left)
+        reply, fds = channel.replies.pop(number)
+        if not reply.ok:
+            raise RecurosError.from_wire(reply.payload)
+        values = begun.row.check_reply(reply.payload)
+        for column in begun.row.reply:
+            if column.kind == "page" and values[column.name]:
+                fd = fds.pop(0)
+                check_seals(fd)
+                values[column.name] = self._keep(fd)
+        return values
+
+    def _channel(self, server: str) -> direct.Outgoing | None:
+        channel = self._out.get(server)
+        if channel is not None and not channel.stands and not channel.open:
+            self._drop_outgoing(channel)
+            channel = None
+        return channel or self._open(server)
+
+    def _open(self, server: str) -> direct.Outgoing | None:
+        kernel = self._kernel
+        mine, theirs = direct.pair()
+        try:
+            end = kernel.offer_end(theirs)
+            told = kernel.syscall("channel_open", endpoint=kernel.caps[server], end=end)
+        except RecurosError as error:
+            mine.close()
+            if error.code == "E5-DENIED":
+                self.granted.discard(server)  # taken back for this boot; what goes through the kernel is judged there
+                return None
+            if error.code in ("E75-AGAIN", "E3-GONE"):
+                return None
+            raise
+        finally:
+            theirs.close()
+        table = kernel.map(told["table"])
+        kernel.release(told["table"])
+        stream = direct.End(mine, limits.FRAME_BYTES_MAX, told["bytes"])
+        channel = direct.Outgoing(
+            told["channel"], server, stream, table, told["index"], told["generation"], told["messages"], told["bytes"]
+        )
+        if (pid := stream.took()) != told["pid"]:
+            channel.close()
+            raise RecurosError(
+                "E9-INTEGRITY", f"pid {pid} took the channel to {server}, the kernel names {told['pid']}"
+            )
+        self._out[server] = channel
+        self._add(channel)
+        return channel
+
+    def _drop_outgoing(self, channel: direct.Outgoing) -> None:
+        channel.broken = channel.broken or RecurosError("E3-GONE", "it was closed")
+        self._forget(channel)
+        if self._out.get(channel.peer) is channel:
+            del self._out[channel.peer]
+        broken = channel.why()
+        channel.broken = broken
+        channel.close()
+
+    # --- the callee's side ------------------------------------------------------------------------------------------------------
+
+    def accept(
+        self, channel: int, caller: str, pid: int, index: int, generation: int, methods: list[int], messages: int, bytes: int,
+        end: int, table: int,
+    ) -> None:  # fmt: skip
+        """The kernel granted a channel to this server: take its end if the process that it names made it."""
+        fd = self._kernel.map_end(end)
+        made = direct.maker(fd)
+        if made != pid:
+            os.close(fd)
+            raise RecurosError("E5-DENIED", f"pid {made} made the channel of {caller}, whose pid is {pid}")
+        stream = direct.End(socket.socket(fileno=fd), limits.FRAME_BYTES_MAX, bytes)
+        incoming = direct.Incoming(
+            channel, caller, stream, self._kernel.map(table), index, generation, messages, bytes,
+            methods=frozenset(methods),
+        )  # fmt: skip
+        stream.take()
+        self._in[channel] = incoming
+        self._add(incoming)
+
+    def cut(self, number: int) -> None:
+        """The kernel took a channel back: what waits on it is refused, then it closes."""
+        if (incoming := self._in.get(number)) is not None:
+            self._refuse_waiting(incoming)
+            self._drop_incoming(incoming, "")
+        for outgoing in list(self._out.values()):
+            if outgoing.id == number:
+                outgoing.read()
+                self._drop_outgoing(outgoing)
+
+    def _refuse_waiting(self, channel: direct.Incoming) -> None:
+        with contextlib.suppress(RecurosError):  # it has gone, or what it sent is nothing to answer
+            self.calls.extend(channel.read())
+        for call in [c for c in self.calls if c.channel is channel]:
+            self.calls.remove(call)
+            self._refuse(call, _revoked(channel))
+
+    def _drop_incoming(self, channel: direct.Incoming, reason: str) -> None:
+        """`reason`: how the caller broke the rules, empty when it did not."""
+        self._forget(channel)
+        self._in.pop(channel.id, None)
+        for call in [c for c in self.calls if c.channel is channel]:
+            call.close()
+            self.calls.remove(call)
+        self._report(channel, reason=reason, fatal=True)
+        channel.close()
+
+    def dispatch(self, call: direct.DirectCall) -> None:
+        """Serve one call; the generation is read here, after everything that had to be waited for."""
+        channel, frame = call.channel, call.frame
+        if not channel.stands:
+            self._refuse(call, _revoked(channel))
+            return
+        row = abi.METHOD_BY_NR.get(frame.nr)
+        if row is None or frame.nr not in channel.methods:
+            what = row.qualified if row else f"method {frame.nr}"
+            self._refuse(call, RecurosError("E5-DENIED", f"{channel.peer} may not call {what} directly"))
+            self._report(channel, reason=f"a call of {what}, which its rights do not allow")
+            return
+        began_ns = time.process_time_ns()
+        self._serving, kept = call, set(self._local)
+        try:
+            values = row.check_args(frame.args)
+            for i in row.pages:
+                if frame.args[i]:
+                    fd = call.fds.pop(0)
+                    try:
+                        check_seals(fd)
+                    except RecurosError:
+                        os.close(fd)
+                        raise
+                    values[row.args[i].name] = self._keep(fd)
+            answer = self._kernel.serve(row, values)
+            self._answer(call, row, answer)
+        except RecurosError as error:
+            self._refuse(call, error)
+        finally:
+            self._serving = None
+            for handle in set(self._local) - kept:
+                self.release(handle)
+            call.close()
+        channel.calls += 1
+        channel.cpu_ns += time.process_time_ns() - began_ns
+        if channel.calls - channel.told_calls >= REPORT_CALLS or channel.cpu_ns >= REPORT_CPU_NS:
+            self._report(channel)
+
+    def _answer(self, call: direct.DirectCall, row: abi.Row, values: dict[str, Any]) -> None:
+        values, fds = dict(values), []
+        for column in row.reply:
+            if column.kind == "page" and values.get(column.name):
+                fds.append(self._local[values[column.name]])
+                values[column.name] = 1
+        self._send(call, wire.Reply(call.frame.id, True, row.bind_reply(values)), fds)
+
+    def _refuse(self, call: direct.DirectCall, error: RecurosError) -> None:
+        call.channel.refused += 1
+        call.close()
+        self._send(call, wire.Reply(call.frame.id, False, error.to_wire()), [])
+
+    def _send(self, call: direct.DirectCall, reply: wire.Reply, fds: list[int]) -> None:
+        try:
+            call.channel.answer(call, reply, fds)
+            self._watch(call.channel)
+        except RecurosError as error:
+            if error.code == "E2-LIMIT":
+                call.channel.waiting += 1
+                call.channel.waiting_bytes += call.size
+                self._send(call, wire.Reply(call.frame.id, False, error.to_wire()), [])
+            elif call.channel.id in self._in:
+                self._drop_incoming(call.channel, "it does not read its answers" if error.code == "E75-FULL" else "")
+
+    def _report(self, channel: direct.Incoming, *, reason: str = "", fatal: bool = False) -> None:
+        calls, refused = channel.calls - channel.told_calls, channel.refused - channel.told_refused
+        channel.told_calls, channel.told_refused = channel.calls, channel.refused
+        cpu_ns, channel.cpu_ns = channel.cpu_ns, 0
+        self._kernel.syscall(
+            "channel_report",
+            channel=channel.id,
+            calls=calls,
+            refused=refused,
+            cpu_ns=cpu_ns,
+            reason=reason[:500],
+            fatal=fatal,
+        )
+
+    # --- pages -------------------------------------------------------------------------------------------------------------------
+
+    @property
+    def caller(self) -> str:
+        """Who is being served over a channel right now; empty when nobody is."""
+        return self._serving.channel.peer if self._serving else ""
+
+    def keep_offered(self, handle: int, page: WritePage) -> None:
+        """A page that the kernel knows may also go over a channel: its descriptor is kept until the handle is released."""
+        if self.granted:
+            self._offered[handle] = os.dup(page.fd)
+
+    def offer(self, page: WritePage) -> int:
+        """A page for the caller that is being served."""
+        return self._keep(os.dup(page.fd))
+
+    def _keep(self, fd: int) -> int:
+        handle, self._next_local = self._next_local, self._next_local - 1
+        self._local[handle] = fd
+        return handle
+
+    def map(self, handle: int) -> ReadPage:
+        """Map a page that came over a channel."""
+        if handle not in self._local:
+            raise RecurosError("E5-DENIED", f"no page came over a channel under {handle}")
+        fd = os.dup(self._local[handle])
+        return ReadPage(fd, os.fstat(fd).st_size, handle)
+
+    def release(self, handle: int) -> None:
+        """Close the descriptor behind a handle, if one was kept."""
+        fd = (self._local if handle < 0 else self._offered).pop(handle, -1)
+        if fd >= 0:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close every channel and descriptor."""
+        for channel in list(self._ends.values()):
+            self._forget(channel)
+            channel.close()
+        for handle in [*self._local, *self._offered]:
+            self.release(handle)
+
+
+def _revoked(channel: direct.Incoming) -> RecurosError:
+    return RecurosError(
+        "E5-DENIED",
+        f"the direct channel of {channel.peer} was revoked before this call was taken",
+        hint="recuros cap ls",
+    )
