@@ -4,8 +4,8 @@ Responsible for: the data each stage may see, the trials every arm is tuned with
 samples, fresh student, order of batches and mixing. Refuses: to hand the test split to tuning (the table it gets has none).
 
 Of 1,797 digits 600 are the test split; tuning sees 1,000 to train on and 197 to judge trials by. The final runs draw n samples
-from the 1,000, balanced over classes, or take all 1,197. The Observer's held-out calibration reads the 197, which no gradient
-sees while n < 1,197; with all 1,197 there are none, and the rules that need them have no evidence.
+from the 1,000, balanced over classes, or take all 1,197. The Observer's held-out calibration and its gate read the 197, from which no
+gradient of the student comes while n < 1,197; with all 1,197 there are none, the gate is open and calibration unknown.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from servers.dataset.stream import Stream, permutation
 from servers.dataset.table import Columns, Table
 from servers.learner.engine import Engine
 from servers.models.model import Batch
+from tests.experiments._gate import open_samples
 from tests.experiments._journal import Job, Result
 from tests.experiments._loop import Watcher, scored, tensors, train
 
@@ -33,7 +34,7 @@ ALL: Final = 1197
 COUNTS: Final = (60, 120, 300, ALL)
 SEEDS: Final = tuple(range(20))
 TUNING_SEEDS: Final = (1001, 1002, 1003)
-STEPS: Final = 1500
+STEPS: Final = 1000
 BATCH: Final = 64
 TEACHERS: Final[dict[str, dict[str, Any]]] = {
     "mlp": {"spec": {"kind": "mlp", "layers": 2, "width": 256}, "steps": 1000, "lr": 3e-3, "label_smoothing": 0.0},
@@ -81,7 +82,11 @@ EVERY_ARM: Final = {**ARMS, **ABLATIONS}
 TUNED: Final = tuple(dict.fromkeys(arm.tuned for arm in ARMS.values()))
 
 LRS: Final = (5e-3, 2e-2)
-DISTILLED: Final = ({"mix": 0.5, "temperature": 2.0}, {"mix": 0.9, "temperature": 2.0}, {"mix": 0.9, "temperature": 4.0})
+DISTILLED: Final = (
+    {"mix": 0.5, "temperature": 2.0},
+    {"mix": 0.9, "temperature": 2.0},
+    {"mix": 0.9, "temperature": 4.0},
+)
 OWN: Final[dict[str, tuple[dict[str, float], ...]]] = {
     "ce": ({"weight_decay": 0.0}, {"weight_decay": 0.05}, {"weight_decay": 0.5}),
     "ce-mixup": ({"mixup_alpha": 0.1}, {"mixup_alpha": 0.4}, {"mixup_alpha": 1.0}),
@@ -237,10 +242,14 @@ def _watcher(arm: Arm, engine: Engine, seen: Table, seed: int, held: Batch | Non
     if arm.table is None:
         return None
     size = seen.size("train")
+    gate = None
+    if arm.gated and held is not None:
+        gate = open_samples(engine.roles["teacher"].model, tensors(seen.columns("train")), held)
     return Watcher(
         size,
         engine.kd.temperature,
         table=arm.table,
+        gate=gate,
         order=permutation(seed, "control", 0, size) if arm.permuted else None,
         validation=held,
     )

@@ -1,7 +1,7 @@
 """A run of an experiment in one process: the servers' own engine, stream and policies, with nothing in between.
 
-Responsible for: driving phases window by window as the runtime does (the same entry, the same lag between evidence and policy,
-the same evaluation cadence), and scoring what came out: accuracy and fidelity to the teacher apart. Refuses: to read a split other
+Responsible for: driving phases window by window as the runtime does (the same lag between evidence and policy, the same
+evaluation cadence), and scoring what came out: accuracy and fidelity to the teacher apart. Refuses: to read a split other
 than the one that it is handed; the loop itself trains on `train` and shows the Observer `validation`.
 """
 
@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from servers.dataset.stream import Stream
 from servers.dataset.table import Columns
 from servers.learner.engine import Engine, StepMetrics
-from servers.learner.entry import enter
 from servers.learner.losses.kd import kl_rows
 from servers.learner.state import leaf_of
 from servers.learner.trace import joined
@@ -46,15 +45,17 @@ def tensors(columns: Columns) -> Batch:
 class Watcher:
     """The Observer in process: folds the trace of window k, and its decision is in force from window k + 2 on.
 
-    `order`: a permutation of the training samples that the weights are dealt out by: the control that keeps everything about the
-    weights (their values, their dynamics) except which sample gets which. `validation`: what held-out calibration is measured
-    on; None leaves the rules that need it without evidence.
+    `gate`: the training samples that are left in; the others weigh 0. `order`: a permutation of the training samples that the
+    weights are dealt out by: the control that keeps everything about the weights (their values, their dynamics) except which
+    sample gets which. `validation`: what held-out calibration is measured on; None leaves the rules that need it without
+    evidence.
     """
 
     samples: int
     temperature: float
     table: Mapping[str, Any] = field(default_factory=dict)
     pack: Pack = field(default_factory=lambda: pack_of("starter"))
+    gate: NDArray[np.bool_] | None = None
     order: NDArray[np.int64] | None = None
     validation: Batch | None = None
 
@@ -80,21 +81,30 @@ class Watcher:
         metrics = {"generation": engine.generation, "temperature": engine.kd.temperature}
         figures = fold(self.state, window, trace, metrics, {})
         decision = decide(self.state, self.pack, self.numbers, figures, {})
-        weights = decision.weights
-        if weights is not None:
-            self.spread.append(float(weights.std()))
-            weights = weights if self.order is None else weights[self.order]
+        weights = self._dealt(decision.weights)
         self.temperatures.append(self.state.temperature)
         self._coming[window + limits.POLICY_LAG_WINDOWS] = (decision.settings, weights)
         if self.validation is not None and (window + 1) % EVAL_EVERY == 0:
             ece = engine.evaluate("student", self.validation)["ece"]
             self.state.held_out.add(ece, self.numbers.get("ece_momentum", HELD_OUT_MOMENTUM))
 
+    def _dealt(self, weights: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+        """Weights of mean 1 with the gate's samples at 0, dealt out to whom the control says."""
+        if weights is None and self.gate is None:
+            return None
+        held = np.ones(self.samples, dtype=np.float32) if weights is None else weights
+        if self.gate is not None:
+            held = held * self.gate
+        held = (held / held.mean()).astype(np.float32)
+        self.spread.append(float(held.std()))
+        return held if self.order is None else held[self.order]
+
     def report(self) -> dict[str, float]:
         """What the Observer did: where the temperature went, how far the weights spread (their standard deviation; the mean is 1)."""
         return {
             "temperature_last": self.temperatures[-1] if self.temperatures else self.temperature,
             "weight_spread": float(np.mean(self.spread)) if self.spread else 0.0,
+            "gated_share": 0.0 if self.gate is None else 1.0 - float(self.gate.mean()),
         }
 
 
@@ -123,7 +133,9 @@ def train(
         started = time.process_time()
         settings, weights = watcher.policy(window) if watcher else ({}, None)
         first = window * WINDOW_STEPS
-        enter(engine, window, phase, first, settings, [], lambda: None)
+        if window == 0:
+            engine.begin(phase)
+        engine.apply_policy(settings)
         made = stream.window(str(phase["name"]), first, WINDOW_STEPS, weights)
         done = [engine.micro_step(tensors(columns)) for columns in made.batches]
         if watcher:

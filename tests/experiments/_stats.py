@@ -74,7 +74,9 @@ def sign_flip(differences: Sequence[float] | Floats) -> float:
     """Two-sided p of "each difference is as likely with the other sign" (Fisher 1935): all 2^n sign patterns, no sampling."""
     values = _checked(differences)
     if len(values) > PAIRS_MAX:
-        raise ValueError(f"{len(values)} pairs are above {PAIRS_MAX}: the exact test would enumerate 2^{len(values)} patterns")
+        raise ValueError(
+            f"{len(values)} pairs are above {PAIRS_MAX}: the exact test would enumerate 2^{len(values)} patterns"
+        )
     sums = np.zeros(1)
     for value in values:
         sums = np.concatenate((sums + value, sums - value))
