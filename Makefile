@@ -9,7 +9,7 @@ STAMP := $(VENV)/.stamp
 .PHONY: boot test setup bench campaign experiment test-gpu dist lint clean help
 
 help:
-	@echo 'make boot | test | bench PART= | campaign PART= | experiment NAME= | test-gpu | dist | lint | clean'
+	@echo 'make boot | test | bench PART= | campaign PART= | experiment NAME= [QUICK=1] | test-gpu | dist | lint | clean'
 
 setup: $(STAMP)
 
@@ -45,14 +45,14 @@ campaign: $(STAMP)
 	$(call run_part,tests/campaign,PART,$(PART),campaign)
 
 experiment: $(STAMP)
-	$(call run_part,tests/experiments,NAME,$(NAME),experiment)
+	$(call run_part,tests/experiments,NAME,$(NAME),experiment,$(if $(QUICK),--quick) $(if $(PROCS),--procs $(PROCS)))
 
 define run_part
 	@part='$(subst -,_,$(3))'; there="$$(cd $(1) 2>/dev/null && ls [a-z]*.py 2>/dev/null | sed 's/\.py$$//' | tr '\n' ' ')"; \
 	if [ -z "$$part" ] || [ ! -f "$(1)/$$part.py" ]; then \
 	  echo "make $(4): there is no $(2)='$(3)'; there are: $${there:-none yet}" >&2; exit 2; \
 	fi; \
-	mkdir -p build/$(4) && $(BIN)/python -m $(subst /,.,$(1)).$$part $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COUNT),--count $(COUNT))
+	mkdir -p build/$(4) && $(BIN)/python -m $(subst /,.,$(1)).$$part $(if $(SECONDS),--seconds $(SECONDS)) $(if $(COUNT),--count $(COUNT)) $(5)
 endef
 
 dist: $(STAMP)

@@ -33,15 +33,19 @@ Stage = Callable[[Journal], Sequence[Job]]
 
 @dataclass(frozen=True)
 class Experiment:
-    """`stages(quick, count)`: what to run, each stage from the journal of those before. `run(job, folder)`: one result, and others
-    that it had to produce. `report(journal, meta, folder)`: write results and page. `sources`: the experiment's own files that decide
-    a result."""
+    """What an experiment is.
+
+    `stages(quick, count)`: what to run, each stage from the journal of those before. `run(job, folder)`: its result, and those of
+    runs that it needed. `report(journal, meta, folder)`: write results and page. `facts(quick)`: what the page says of the setup.
+    `sources`: the experiment's own files that decide a result.
+    """
 
     name: str
     doc: str
     stages: Callable[[bool, int], list[Stage]]
     run: Callable[[Job, Path], list[tuple[Job, Result]]]
     report: Callable[[Journal, dict[str, Any], Path], None]
+    facts: Callable[[bool], dict[str, Any]]
     sources: tuple[Path, ...]
 
 
@@ -87,7 +91,8 @@ def main(experiment: Experiment) -> int:
     )
     out = folder / "report" if options.quick else DOCS / experiment.name
     out.mkdir(parents=True, exist_ok=True)
-    experiment.report(journal, _meta(experiment, options, folder), out)
+    meta = {**_meta(experiment, options, folder), **experiment.facts(options.quick)}
+    experiment.report(journal, meta, out)
     print(f"report in {out}" + ("" if complete else "; runs are missing, the same command goes on"))
     return 0
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import NormalDist
 from typing import Final
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 RESAMPLES: Final = 20_000
 LEVEL: Final = 0.95
+RATIO_RESAMPLES: Final = 2_000
 PAIRS_MAX: Final = 22
 NORMAL: Final = NormalDist()
 
@@ -94,21 +96,38 @@ def holm(p: Mapping[str, float]) -> dict[str, float]:
     return {name: adjusted[name] for name in p}
 
 
-def label_ratio(counts: Sequence[int], lower: Sequence[float], upper: Sequence[float], at: int) -> float:
-    """Labels that the better arm needs for what the other reaches with `counts[at]`, as a share of them.
+def labels_for(counts: Sequence[int], scores: Sequence[float], wanted: float) -> float:
+    """The number of labels at which `scores` first reach `wanted`, interpolated over the logarithm of the count.
 
-    `lower`, `upper`: scores of the two arms at each count. Between counts scores are interpolated over the logarithm of the count;
-    a score that the better arm reaches with its fewest labels gives that count, one that it never reaches gives infinity.
+    What the fewest labels reach gives that count; what is never reached gives infinity.
     """
-    wanted = lower[at]
-    logs = [math.log(n) for n in counts]
-    if upper[0] >= wanted:
-        return counts[0] / counts[at]
-    for i in range(1, len(counts)):
-        if upper[i] >= wanted:
-            share = (wanted - upper[i - 1]) / (upper[i] - upper[i - 1])
-            return math.exp(logs[i - 1] + share * (logs[i] - logs[i - 1])) / counts[at]
+    if scores[0] >= wanted:
+        return float(counts[0])
+    for (n, below), (m, above) in pairwise(zip(counts, scores, strict=True)):
+        if above >= wanted:
+            share = (wanted - below) / (above - below)
+            return math.exp(math.log(n) + share * (math.log(m) - math.log(n)))
     return math.inf
+
+
+def ratio_interval(
+    counts: Sequence[int], less: Floats, more: Floats, wanted: Floats, *, seed: int = 0, level: float = LEVEL
+) -> tuple[float, float, float]:
+    """Labels that the arm `more` needs over labels that `less` needs, for the mean of `wanted`; with a percentile interval over seeds.
+
+    `less`, `more`: scores [seeds, counts]; `wanted`: [seeds]. Seeds are drawn as a whole, so pairing is kept.
+    """
+
+    def ratio(rows: NDArray[np.int64]) -> float:
+        goal = float(wanted[rows].mean())
+        needed, base = (labels_for(counts, list(arm[rows].mean(axis=0)), goal) for arm in (more, less))
+        return needed / base if math.isfinite(needed) and math.isfinite(base) else math.inf
+
+    n = len(wanted)
+    rng = np.random.default_rng(seed)
+    drawn = np.asarray([ratio(rng.integers(0, n, size=n)) for _ in range(RATIO_RESAMPLES)])
+    low, high = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2], method="nearest")
+    return ratio(np.arange(n)), float(low), float(high)
 
 
 def _checked(differences: Sequence[float] | Floats) -> Floats:

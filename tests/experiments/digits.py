@@ -9,18 +9,43 @@ build/experiment/digits as they finish; the same command goes on. The full varia
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Final
 
 from tests.experiments import _digits, _digits_report, _gate, _loop
-from tests.experiments._digits import ABLATIONS, ARMS, COUNTS, EVERY_ARM, SEEDS, STEPS, TUNED, TUNING_SEEDS, job, trials
-from tests.experiments._journal import Job, Journal, Result
+from tests.experiments._digits import (
+    ABLATIONS,
+    ARMS,
+    COUNTS,
+    EVERY_ARM,
+    SEEDS,
+    STEPS,
+    TUNED,
+    TUNING_SEEDS,
+    Arm,
+    job,
+    trials,
+)
+from tests.experiments._journal import Job, Journal, Result, key
 from tests.experiments._run import Experiment, Stage, main
 
 QUICK_COUNTS: Final = (60, 300)
 QUICK_SEEDS: Final = 3
 QUICK_STEPS: Final = 300
+
+
+def groups(quick: bool) -> list[tuple[str, Mapping[str, Arm], Sequence[int], int | None]]:
+    """Teacher, arms, counts, first seeds (None: all), in the order in which a run that is cut off should have them."""
+    scarce = COUNTS[:2]
+    first: list[tuple[str, Mapping[str, Arm], Sequence[int], int | None]] = [
+        ("mlp", ARMS, COUNTS, None),
+        ("mlp", ABLATIONS, scarce[:1] if quick else scarce, None),
+    ]
+    if quick:
+        return first
+    return [first[0], ("patch", ARMS, scarce, 5), first[1], ("patch", ARMS, COUNTS, 5), ("patch", ARMS, COUNTS, None)]
 
 
 def stages(quick: bool, count: int) -> list[Stage]:
@@ -41,14 +66,12 @@ def stages(quick: bool, count: int) -> list[Stage]:
 
     def final(journal: Journal) -> Sequence[Job]:
         chosen = _digits_report.chosen(journal)
-        groups = [("mlp", ARMS), ("mlp", ABLATIONS)] + ([] if quick else [("patch", ARMS)])
-        return [
-            job("final", teacher, n, arm, seed, chosen[EVERY_ARM[arm].tuned, n], steps)
-            for teacher, arms in groups
-            for seed in seeds
-            for n in counts
-            for arm in arms
-        ]
+        found: dict[str, Job] = {}
+        for teacher, arms, some, first in groups(quick):
+            for seed, n, arm in product(seeds[:first], (n for n in counts if n in some), arms):
+                made = job("final", teacher, n, arm, seed, chosen[EVERY_ARM[arm].tuned, n], steps)
+                found.setdefault(key(made), made)
+        return list(found.values())
 
     return [tune, final]
 
@@ -69,6 +92,7 @@ EXPERIMENT: Final = Experiment(
     stages=stages,
     run=run,
     report=_digits_report.write,
+    facts=lambda quick: {"steps": QUICK_STEPS if quick else STEPS},
     sources=tuple(Path(str(module.__file__)) for module in (_digits, _gate, _loop)),
 )
 
