@@ -1,46 +1,133 @@
 """The shell: the command line's own verbs over one connection.
 
-Responsible for: reading lines (with history and completion on a terminal), running each through the same parser, and stopping a script at
-its first error. Refuses: verbs that would nest (shell, boot in the foreground is fine: it ends with its report).
+Responsible for: reading lines (on a terminal with a live prompt, completion and history), running each through the same parser,
+`watch`, recording what was typed, and stopping a script at its first error. Refuses: a shell within a shell.
 """
 
 from __future__ import annotations
 
 import shlex
 import sys
+import time
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Final, TextIO
+
+import click
 
 from console.context import Context
 from console.verb import verb
 from syscalls.errors import RecurosError
 
-LEAVE = ("exit", "quit")
+LEAVE: Final = ("exit", "quit")
+WATCH_PERIOD_S: Final = 2.0
+CLEAR: Final = "\x1b[H\x1b[2J\x1b[3J"
 
 
 @verb(
     "shell",
-    "The same verbs over one connection; a script on stdin stops at its first error.",
-    examples=("recuros shell", "recuros shell --run runs/first", "recuros shell < script"),
+    "The same verbs over one connection, with `watch`, history and completion; a script on stdin stops at its first error.",
+    examples=("recuros shell", "recuros shell --record night.txt --run runs/first", "recuros shell < script"),
     exits=(1, 3, 4, 5, 6, 7, 8, 9, 75, 124, 130),
 )
-def shell(ctx: Context) -> int:
-    """Read, run, repeat; the exit status of a script is that of its last line."""
+@click.option(
+    "--record",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Append each line that worked to FILE, and those that did not as comments; `shell < FILE` does it again.",
+)
+def shell(ctx: Context, record: Path | None) -> int:
+    """Prompt: learner@step, generation, and the session's rights: read-trace, steer, attach probes (t), interrupt (x)."""
     interactive = sys.stdin.isatty()
-    status = 0
-    for line in _prompted(ctx) if interactive else sys.stdin:
-        words = _split(ctx, line)
-        if words is None:
-            status = 2
-        elif words and words[0] in LEAVE:
-            break
-        elif words:
-            status = _one(ctx, words)
-        if status and not interactive:
-            ctx.message(f"stopped at: {line.strip()}")
-            return status
-    _drop(ctx)
-    return 0 if interactive else status
+    tape = _open(record)
+    session = _Session(ctx, tape)
+    try:
+        for line in _prompted(ctx) if interactive else sys.stdin:
+            status = session.run(line)
+            if session.left:
+                break
+            if status and not interactive:
+                ctx.message(f"stopped at: {line.strip()}")
+                return status
+    finally:
+        drop(ctx)
+        if tape is not None:
+            tape.close()
+    return 0 if interactive else session.status
+
+
+def _open(record: Path | None) -> TextIO | None:
+    if record is None:
+        return None
+    try:
+        return record.open("a", encoding="utf-8", buffering=1)
+    except OSError as error:
+        raise RecurosError("E2-USAGE", f"cannot write {record}: {error.strerror}", hint="name another file") from error
+
+
+class _Session:
+    """One shell: what the last line came to, and whether it was the last one."""
+
+    def __init__(self, ctx: Context, tape: TextIO | None) -> None:
+        self._ctx = ctx
+        self._tape = tape
+        self.status = 0
+        self.left = False
+
+    def run(self, line: str) -> int:
+        """Run a line; its exit status."""
+        words = _split(self._ctx, line)
+        if words == []:
+            return self.status if not line.strip() else 0
+        if words and words[0] in LEAVE:
+            self.left = True
+            return self.status
+        self.status = 2 if words is None else self._one(words)
+        if self._tape is not None:
+            mark = "" if self.status == 0 else f"# exit {self.status}: "
+            self._tape.write(f"{mark}{line.strip()}\n")
+        return self.status
+
+    def _one(self, words: list[str]) -> int:
+        if words[0] == "watch":
+            return self._watch(words[1:])
+        if words[0] == "help":
+            words = [*words[1:], "--help"]
+        return one(self._ctx, words)
+
+    def _watch(self, words: list[str]) -> int:
+        """`watch [-n SECONDS] [-c COUNT] VERB ...`: again and again, until it fails, COUNT is reached, or Ctrl-C."""
+        period_s, count = WATCH_PERIOD_S, 0
+        try:
+            while words and words[0] in ("-n", "-c"):
+                period_s, count = (float(words[1]), count) if words[0] == "-n" else (period_s, int(words[1]))
+                words = words[2:]
+            if not words or words[0] in ("watch", "shell", *LEAVE) or not 0.01 <= period_s <= 86_400 or count < 0:
+                raise ValueError
+        except (ValueError, IndexError):
+            hint = "watch -n 1 probe stats 3"
+            self._ctx.message(
+                str(RecurosError("E2-USAGE", "watch takes [-n SECONDS] [-c COUNT] and a verb", hint=hint))
+            )
+            return 2
+        return self._again(words, period_s, count)
+
+    def _again(self, words: list[str], period_s: float, count: int) -> int:
+        moving = self._ctx.color
+        try:
+            done = 0
+            while True:
+                if moving:
+                    sys.stdout.write(
+                        f"{CLEAR}every {period_s:g} s: {shlex.join(words)}    {time.strftime('%H:%M:%S')}\n\n"
+                    )
+                status = one(self._ctx, words)
+                done += 1
+                if status or done == count:
+                    return status
+                time.sleep(period_s)
+        except KeyboardInterrupt:
+            return 0  # the way to end it
 
 
 def _split(ctx: Context, line: str) -> list[str] | None:
@@ -53,76 +140,47 @@ def _split(ctx: Context, line: str) -> list[str] | None:
     return words[1:] if words[:1] == ["recuros"] else words
 
 
-def _one(ctx: Context, words: list[str]) -> int:
+def one(ctx: Context, words: list[str]) -> int:
     """Run one line with a copy of the global options, over the shared connection when there is one."""
     from console.main import run
 
     if words[0] == "shell":
         ctx.message(str(RecurosError("E2-USAGE", "this is the shell already", hint="exit")))
         return 2
-    _connect(ctx)
+    connect(ctx)
     status = run(words, ctx.for_line())
     if status in (3, 124) or words[0] in ("boot", "halt"):
-        _drop(ctx)  # the runtime may be another one now
+        drop(ctx)  # the runtime may be another one now
     return status
 
 
-def _connect(ctx: Context) -> None:
+def connect(ctx: Context) -> None:
+    """Open the shared connection where a runtime listens; verbs that need one say themselves that there is none."""
     if ctx.shared is None:
-        from recuros import connect
+        from recuros import connect as open_session
 
         try:
-            ctx.shared = connect(ctx.run, timeout_s=ctx.timeout_s)
+            ctx.shared = open_session(ctx.run, timeout_s=ctx.timeout_s)
         except RecurosError:
-            ctx.shared = None  # verbs that need a runtime say so themselves; the others work without
+            ctx.shared = None
 
 
-def _drop(ctx: Context) -> None:
+def drop(ctx: Context) -> None:
+    """Close the shared connection."""
     if ctx.shared is not None:
         ctx.shared.close()
         ctx.shared = None
 
 
 def _prompted(ctx: Context) -> Iterator[str]:
-    """Lines from a terminal with history and completion of verbs."""
-    from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import NestedCompleter
-    from prompt_toolkit.history import InMemoryHistory
+    """Lines from a terminal."""
+    from console import terminal
 
-    session: PromptSession[str] = PromptSession(
-        history=InMemoryHistory(), completer=NestedCompleter.from_nested_dict(_words())
-    )
+    session = terminal.open_session(ctx)
     while True:
         try:
-            yield session.prompt(_prompt(ctx))
+            yield session.prompt()
         except EOFError:
             return
         except KeyboardInterrupt:
             continue
-
-
-def _words() -> dict[str, Any]:
-    """Verbs and the verbs below them, for completion."""
-    import click
-
-    from console.main import VERBS, cli
-
-    words: dict[str, Any] = dict.fromkeys(LEAVE)
-    root = click.Context(cli)
-    for name in VERBS:
-        command = cli.get_command(root, name)
-        words[name] = dict.fromkeys(command.commands) if isinstance(command, click.Group) else None
-    return words
-
-
-def _prompt(ctx: Context) -> str:
-    """Where the runtime is: `digits@23 gen1>`, or `down>`."""
-    _connect(ctx)
-    if ctx.shared is None:
-        return "down> "
-    try:
-        status = ctx.shared.status()["status"]
-    except RecurosError:
-        _drop(ctx)
-        return "down> "
-    return f"{status.get('app')}@{status.get('done_windows', 0)} gen{status.get('generation', 0)}> "
