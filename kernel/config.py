@@ -46,6 +46,7 @@ class Phase:
     end: str
     repeat: bool
     spec: dict[str, Any]
+    end_every: int = 1
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,8 @@ def _reservation(s: dict[str, Any]) -> tuple[int, int, int] | tuple[()]:
 
 def _phase(index: int, p: dict[str, Any]) -> Phase:
     spec = {**p, "index": index}
-    return Phase(p["name"], int(p["windows"]), int(p["steps"]), p.get("end", ""), bool(p.get("repeat", False)), spec)
+    windows, steps, end_every = (int(p.get(key, 1)) for key in ("windows", "steps", "end_every"))
+    return Phase(p["name"], windows, steps, p.get("end", ""), bool(p.get("repeat", False)), spec, end_every)
 
 
 def _check(config: Config) -> None:

@@ -17,7 +17,7 @@ from kernel.sched import Reservation, admit
 from kernel.state import KERNEL, OPERATOR, Caller, Turn
 from kernel.status import status
 from kfs.ids import is_object_id
-from syscalls import abi, limits
+from syscalls import abi, limits, masks
 from syscalls.errors import RecurosError
 
 MS = 1_000_000
@@ -224,8 +224,8 @@ def _rl_snapshot(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 def _rl_swap_roles(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     s = t.state
-    if a["mode"] not in ("ema", "checkpoint"):
-        raise RecurosError("E2-USAGE", f"swap mode {a['mode']!r}", hint="mode=ema or mode=checkpoint")
+    if a["mode"] not in limits.SWAP_MODES:
+        raise RecurosError("E2-USAGE", f"swap mode {a['mode']!r}", hint=f"mode={' or mode='.join(limits.SWAP_MODES)}")
     _directive(
         t, c, ["swap", {"mode": a["mode"]}], "swap", {"mode": a["mode"], "window": s.next_window}, dry_run=a["dry_run"]
     )
@@ -250,9 +250,27 @@ def _rl_set_kd(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         if a["proj"] not in ("linear", "none"):
             raise RecurosError("E2-USAGE", f"rl_set_kd proj={a['proj']!r}", hint="proj=linear or proj=none")
         kd["proj"] = a["proj"]
+    if a["terms"]:
+        kd["terms"] = {**kd.get("terms", {}), **_term_weights(a["terms"])}
     kd["window"] = s.next_window
     _directive(t, c, ["kd", kd], "kd.set", kd)
     steer.operator_set(s, kd)
+
+
+def _term_weights(terms: dict[str, Any]) -> dict[str, float]:
+    for name, weight in terms.items():
+        if name not in limits.TERMS:
+            raise RecurosError(
+                "E2-USAGE", f"rl_set_kd terms: no term is called {name!r:.40}", hint=f"terms: {', '.join(limits.TERMS)}"
+            )
+        number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+        if not number or not 0.0 <= weight <= limits.TERM_WEIGHT_MAX:
+            raise RecurosError(
+                "E2-LIMIT",
+                f"rl_set_kd terms: {name}={weight!r:.40} is outside [0, {limits.TERM_WEIGHT_MAX:g}]",
+                hint="nothing was changed",
+            )
+    return {name: float(weight) for name, weight in terms.items()}
 
 
 def _directive(
@@ -335,12 +353,7 @@ def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
 
 
 def _rl_prune(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
-    spec = a["mask_spec"]
-    sparsity = spec.get("sparsity")
-    if set(spec) != {"sparsity"} or not isinstance(sparsity, (int, float)) or not 0 <= sparsity < 1:
-        raise RecurosError(
-            "E2-USAGE", f"prune takes sparsity in [0, 1), got {spec}", hint='mask_spec={"sparsity": 0.5}'
-        )
+    spec = masks.checked(a["mask_spec"])
     window = t.state.next_window
     _directive(t, c, ["prune", spec], "prune", {"mask_spec": spec, "window": window, "report": {}})
 

@@ -28,11 +28,15 @@ def next_cursor(s: State, c: Cursor) -> Cursor:
 
 
 def plan_directives(s: State, c: Cursor) -> list[list[Any]]:
-    """What the plan asks for before the first window of a phase: the `end` of the phase before it."""
+    """What the plan asks for before the first window of a phase: the `end` of the phase before it.
+
+    A repeating phase ends with it after every `end_every` repetitions.
+    """
     if c.window:
         return []
     if c.repeats:
-        end = s.config.phases[c.phase].end
+        phase = s.config.phases[c.phase]
+        end = phase.end if c.repeats % phase.end_every == 0 else ""
     else:
         end = s.config.phases[c.phase - 1].end if c.phase else ""
     return [["swap", {"mode": end.removeprefix("swap:")}]] if end.startswith("swap:") else []

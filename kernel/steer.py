@@ -128,6 +128,7 @@ def check_policy(settings: dict[str, Any]) -> None:
         "mix": (0.0, 1.0),
         "alpha": (0.0, limits.ALPHA_MAX),
         "weights": (0, 1),
+        **dict.fromkeys(limits.TERMS, (0.0, limits.TERM_WEIGHT_MAX)),
     }
     for key, value in settings.items():
         if key == "evidence":
@@ -192,7 +193,8 @@ def without_overridden(s: State, evidence_window: int, settings: dict[str, Any])
     """Settings of a policy, less those that an operator set after the window it rests on."""
     if evidence_window >= s.kd.get("window", 0):
         return settings
-    return {k: v for k, v in settings.items() if s.kd.get(k, -1.0) in (-1.0, "")}
+    asked = {**s.kd, **s.kd.get("terms", {})}
+    return {k: v for k, v in settings.items() if asked.get(k, -1.0) in (-1.0, "")}
 
 
 def policy_recorded(t: Turn, data: dict[str, Any], seq: int) -> None:

@@ -234,7 +234,8 @@ def without_overridden(kd: dict[str, Any], evidence_window: int, settings: dict[
     """Settings of a policy, less those that an operator's `kd.set` named after the window that the policy rests on."""
     if evidence_window >= kd.get("window", 0):
         return settings
-    return {k: v for k, v in settings.items() if kd.get(k, -1.0) in UNSET}
+    asked = {**kd, **kd.get("terms", {})}
+    return {k: v for k, v in settings.items() if asked.get(k, -1.0) in UNSET}
 
 
 def _nothing(s: State, r: Record) -> None:

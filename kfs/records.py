@@ -146,6 +146,7 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
 # Arguments that came later: older records lack them, and what writes records may leave them out.
 #   inputs   config: papers of the run; weights, gate: what the batches were weighted by; evidence: trace and probe maps ("" or {}: none)
 #   cancelled: queued calls that the revocation took back; taken: the capability itself went too
+#   terms: weights of further terms of the objective, those that were ever set by hand
 #   reason: what whoever asked for the change said why
 _WHY: Final = {"reason": "str"}
 OPTIONAL_ARGS: Final[dict[RecordKind, dict[str, str]]] = {
@@ -156,7 +157,7 @@ OPTIONAL_ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.SNAPSHOT: _WHY,
     RecordKind.SWAP: _WHY,
     RecordKind.RESTORE: _WHY,
-    RecordKind.KD_SET: _WHY,
+    RecordKind.KD_SET: {"terms": "map", **_WHY},
     RecordKind.GATE_SET: _WHY,
     RecordKind.PRUNE: _WHY,
     RecordKind.CALIBRATE: _WHY,

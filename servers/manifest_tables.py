@@ -50,6 +50,22 @@ Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
+TermName = Literal[
+    "cka",
+    "at",
+    "rkd",
+    "rkd_angle",
+    "ewc",
+    "jacobian",
+    "calibration",
+    "cosine",
+    "embedding",
+    "attention_mse",
+    "minilm_at",
+    "minilm_vr",
+]
+"""`limits.TERMS` for the type checker."""
+Weight = Annotated[float, Field(ge=0.0, le=limits.TERM_WEIGHT_MAX)]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
 
 
@@ -92,8 +108,10 @@ class Phase(Table):
     """How many windows must commit."""
     lr: Positive
     """The highest learning rate."""
-    schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up."""
+    schedule: Literal["cosine", "constant", "cyclic"] = "cosine"
+    """After the warm-up. `cyclic` is the cosine again and again, `cycles` times."""
+    cycles: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Restarts of a cyclic schedule."""
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     """Steps of linear rise to lr."""
     lr_floor: Share = 0.02
@@ -102,8 +120,11 @@ class Phase(Table):
     """Mass of the target spread over all classes."""
     steps: Annotated[int, Field(ge=1, le=limits.STEPS_PER_WINDOW_MAX)] | None = None
     """Micro-steps of this phase's windows; absent: window.steps."""
-    end: Literal["", "swap:ema", "swap:checkpoint"] = ""
-    """Makes the student the next teacher: by its moving average (the student goes on), or as it is (the student starts anew)."""
+    end: Literal["", "swap:ema", "swap:checkpoint", "swap:snapshot"] = ""
+    """Makes the student the next teacher: `ema` by its moving average and `snapshot` as it is, and the student goes on; `checkpoint` as
+    it is, and the student starts anew (born again)."""
+    end_every: Annotated[int, Field(ge=1, le=1_000)] = 1
+    """Of a repeating phase: its end only after every so many repetitions."""
     repeat: bool = False
     """Last phase only: detached, it runs again until halted, its end each time."""
 
@@ -230,7 +251,35 @@ class Kd(Table):
     layer_map: (
         Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(max_length=256)] | None
     ) = None
-    """Pairs [student layer, teacher layer] of the hint loss. Absent: spread evenly."""
+    """Pairs [student layer, teacher layer] of every term over layers. Absent: spread evenly."""
+    cka: Weight = 0.0
+    """Weight of 1 - CKA of mapped hidden states: unbiased, its sums averaged over batches. Usual: 0.2. This and every term below is
+    off unless it is given a weight, and costs nothing then."""
+    at: Weight = 0.0
+    """Attention transfer: KL of the teacher's attention from the student's on mapped layers. Usual: 0.1. Needs eager attention."""
+    rkd: Weight = 0.0
+    """Relations between samples by distance. Usual: 0.1."""
+    rkd_angle: Weight = 0.0
+    """Relations between samples by angle. Usual: 0.2. Grows with the cube of the batch, up to 64 samples."""
+    ewc: Weight = 0.0
+    """Holds on to weights that mattered to the generation before (from a swap on that the student outlives). Usual: 1e-3."""
+    jacobian: Weight = 0.0
+    """How differently both models answer to a small change of the input. Usual: 1e-3. For inputs of numbers; costs a second
+    backward pass, so give it a cadence."""
+    calibration: Weight = 0.0
+    """A smooth stand-in for the student's calibration error. Usual: 0.1."""
+    cosine: Weight = 0.0
+    """DistilBERT: direction of the last mapped hidden state. Usual: 1."""
+    embedding: Weight = 0.0
+    """TinyBERT: squared distance of embedding outputs, through a projector of their own. Usual: 1."""
+    attention_mse: Weight = 0.0
+    """TinyBERT: squared distance of attention scores on mapped layers. Usual: 1. Needs eager attention."""
+    minilm_at: Weight = 0.0
+    """MiniLM: KL of the last layers' attention. Usual: 1. Needs eager attention."""
+    minilm_vr: Weight = 0.0
+    """MiniLM: KL of the last layers' value relations. Usual: 1."""
+    every: dict[TermName, Annotated[int, Field(ge=1, le=limits.TERM_EVERY_MAX)]] = {}
+    """Cadence: term -> steps. A term with cadence k enters every k-th step, k times as heavy. Absent: every step."""
 
 
 Fractions = Annotated[list[Share], Field(min_length=3, max_length=3)]

@@ -74,6 +74,15 @@ RESTART_WINDOW_NS: Final = 60_000_000_000
 TEMPERATURE_MIN: Final = 1.0
 TEMPERATURE_MAX: Final = 4.0
 ALPHA_MAX: Final = 1_000.0
+TERM_WEIGHT_MAX: Final = 1_000.0
+"""Weight of any other term of the objective."""
+TERM_EVERY_MAX: Final = 10_000
+"""Steps between two evaluations of a term."""
+TERMS: Final = (
+    "cka", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "embedding", "attention_mse", "minilm_at", "minilm_vr",
+)  # fmt: skip
+"""Terms of the objective that are off until they are given a weight: by a manifest, an operator or a policy."""
+SWAP_MODES: Final = ("ema", "checkpoint", "snapshot")
 STEPS_PER_WINDOW_MAX: Final = 100_000
 WINDOW_MS_MAX: Final = 86_400_000
 """Budget, deadline and period of a window: a day."""

@@ -8,6 +8,7 @@ import click
 
 from console.context import Context, no_such
 from console.verb import changes, noun, verb
+from syscalls import limits, masks
 from syscalls.errors import RecurosError
 
 LEARNER: Final = "learner"
@@ -78,11 +79,11 @@ def interrupt(ctx: Context, kind: str, reason: str, dry_run: bool, yes: bool) ->
 
 @verb(
     "kd",
-    "Change temperature, hint weight, mix or projector of the distillation loss; what is not given stays.",
+    "Change temperature, hint weight, mix, projector or the weights of terms of the loss; what is not given stays.",
     examples=(
         "recuros learner kd --temperature 3",
         "recuros learner kd --mix 0.9 --alpha 0.5",
-        "recuros learner kd --proj none --dry-run",
+        "recuros learner kd --term cka=0.2 --term at=0 --dry-run",
     ),
     right="steer",
     exits=STEER_EXITS,
@@ -91,15 +92,28 @@ def interrupt(ctx: Context, kind: str, reason: str, dry_run: bool, yes: bool) ->
 @click.option("--alpha", type=float, help="Weight of the hint term.")
 @click.option("--mix", type=float, help="Share of the KD term, 0 to 1.")
 @click.option("--proj", type=click.Choice(["linear", "none"]), help="Projector of the hint term.")
+@click.option(
+    "--term", "terms", multiple=True, metavar="NAME=WEIGHT", help="A further term; 0 turns it off. Repeatable."
+)
 @changes()
-def kd(ctx: Context, reason: str, dry_run: bool, **given: Any) -> None:
+def kd(ctx: Context, reason: str, dry_run: bool, terms: tuple[str, ...], **given: Any) -> None:
     """Send what was given."""
     settings = {name: value for name, value in given.items() if value is not None}
+    if terms:
+        settings["terms"] = dict(map(_term, terms))
     if not settings:
         raise RecurosError("E2-USAGE", "nothing to change was given", hint="recuros learner kd --temperature 3")
     with ctx.client() as client:
         answer = client.change("rl_set_kd", reason=reason, dry_run=dry_run, **settings)
     ctx.changed("recuros.learner.kd/v1", answer, " ".join(f"{k}={v}" for k, v in settings.items()))
+
+
+def _term(text: str) -> tuple[str, float]:
+    name, _, weight = text.partition("=")
+    try:
+        return name.replace("-", "_"), float(weight)
+    except ValueError:
+        raise RecurosError("E2-USAGE", f"--term {text!r:.60} is no NAME=WEIGHT", hint="--term cka=0.2") from None
 
 
 @verb(
@@ -139,22 +153,47 @@ def gate(
 
 @verb(
     "prune",
-    "Zero a SHARE of the student's weights by magnitude; the masks hold from then on.",
+    "Prune the student: a SHARE of its weights (or of its heads and neurons), or the --head's that are named.",
     examples=(
         "recuros learner prune 0.5",
-        "recuros learner prune 0.7 --dry-run --json",
-        "recuros --run runs/first learner prune 0.3",
+        "recuros learner prune 0.6 --method movement --steps 400",
+        "recuros learner prune --method heads --head 1:2 --head 2:4 --dry-run",
     ),
     right="steer",
     exits=STEER_EXITS,
 )
-@click.argument("share", type=click.FloatRange(0, 1, max_open=True))
+@click.argument("share", type=click.FloatRange(0, 1, max_open=True), required=False)
+@click.option(
+    "--method", type=click.Choice(masks.METHODS), default="magnitude", help="What decides who goes [magnitude]."
+)
+@click.option(
+    "--steps", type=int, help="Of movement and l0: until the share is reached; else most of what is left of the phase."
+)
+@click.option("--head", "heads", multiple=True, metavar="LAYER:HEAD", help="A head, counted from 1. Repeatable.")
 @changes()
-def prune(ctx: Context, share: float, reason: str, dry_run: bool) -> None:
-    """Send the sparsity."""
+def prune(
+    ctx: Context,
+    share: float | None,
+    method: str,
+    steps: int | None,
+    heads: tuple[str, ...],
+    reason: str,
+    dry_run: bool,
+) -> None:
+    """Send the mask spec."""
+    given = {"target": share, "steps": steps, "heads": [_head(h) for h in heads] or None}
+    spec = masks.checked({"method": method, **{k: v for k, v in given.items() if v is not None}})
     with ctx.client() as client:
-        answer = client.change("rl_prune", reason=reason, dry_run=dry_run, mask_spec={"sparsity": share})
-    ctx.changed("recuros.learner.prune/v1", answer, f"prune to sparsity {share:g}")
+        answer = client.change("rl_prune", reason=reason, dry_run=dry_run, mask_spec=spec)
+    what = f"{len(spec['heads'])} heads" if "heads" in spec else f"to {spec['target']:g}"
+    ctx.changed("recuros.learner.prune/v1", answer, f"prune by {method}: {what}")
+
+
+def _head(text: str) -> list[int]:
+    layer, _, head = text.partition(":")
+    if not (layer.isdecimal() and head.isdecimal()):
+        raise RecurosError("E2-USAGE", f"--head {text!r:.40} is no LAYER:HEAD", hint="--head 1:2")
+    return [int(layer), int(head)]
 
 
 @verb(
@@ -193,7 +232,7 @@ for _command in (interrupt, kd, gate, prune, calibrate):
 )
 @_which
 @click.option(
-    "--mode", type=click.Choice(["ema", "checkpoint"]), default="ema", help="Which weights become the teacher's [ema]."
+    "--mode", type=click.Choice(limits.SWAP_MODES), default="ema", help="Which weights become the teacher's [ema]."
 )
 @changes()
 def swap(ctx: Context, target: str, mode: str, reason: str, dry_run: bool) -> None:

@@ -27,6 +27,12 @@ def split_name(name: str) -> str:
     return f"{module if dot else '.'}/{tensor}"
 
 
+def joined_name(path: str) -> str:
+    """Inverse of `split_name`."""
+    module, _, tensor = path.rpartition("/")
+    return tensor if module == "." else f"{module}.{tensor}"
+
+
 @dataclass(frozen=True)
 class Slot:
     """Where one parameter lies."""

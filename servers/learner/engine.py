@@ -8,7 +8,8 @@ Refuses: a loss or gradient that is not finite, before any parameter is touched 
 Layout of a snapshot (kfs.snapshot: role/module/tensor):
     student/, teacher/, ema/, projector/    one leaf per parameter (and persistent buffer)
     optimizer/OWNER/exp_avg, exp_avg_sq     moments of the current phase, in the owner's arena layout
-    mask/student/flat                       pruning mask, when there is one
+    mask/student/flat, mask/movement/scores, gate/  pruning: the mask in force, scores or gates of a schedule that runs
+    loss/TERM/NAME                          what a term remembers: sums of CKA, anchor and Fisher information of EWC
     rng/torch/state, rng/engine/state       generator states (rng/cuda/state as well, on such a device)
     cursor/engine/state                     counters and the phase (JSON)
     policy/kd/state, policy/roles/state     settings in force; architectures (JSON)
@@ -28,15 +29,17 @@ from torch import Tensor, nn
 from kfs.snapshot import TreeCache, build_tree
 from probes.hooks import Dispatcher
 from servers.learner.arena import Arena, FlatAdamW
-from servers.learner.losses import KdSettings
+from servers.learner.gates import RATE
+from servers.learner.losses import STEERED, TERMS, KdSettings
+from servers.learner.losses.ewc import anchor_at
 from servers.learner.losses.hint import check_projector
 from servers.learner.objective import Objective, StepMetrics, layer_map, not_finite
 from servers.learner.parts import accumulate
 from servers.learner.phase import Phase, phase_of
 from servers.learner.projectors import Projectors
 from servers.learner.pruning import Pruning
-from servers.learner.roles import Role, Roles
-from servers.learner.state import Leaf, blob_of, copy_into, leaf_of, value_of
+from servers.learner.roles import Carry, Role, Roles
+from servers.learner.state import Leaf, blob_of, copy_into, leaf_of, tensor_of, value_of
 from servers.models.evaluate import evaluate
 from servers.models.model import Batch, Model
 from servers.models.registry import build, check_pair
@@ -69,13 +72,14 @@ class Engine:
         self._in_force: tuple[KdSettings, dict[str, Any], KdSettings] | None = None
         self.phase: Phase | None = None
         self.phase_step = self.step = self.generation = 0
+        self.pruned = False  # whether the last step ended a pruning schedule
         models = {"teacher": build(dict(spec["teacher"]), self._draw())}
         models["student"] = build(_same_task(spec["student"], models["teacher"]), self._draw())
         check_pair(models["teacher"], models["student"], spec["teacher"], spec["student"])
         self._roles = Roles(models, float(spec.get("ema", 0.99)), self.device)
         self._pruning = Pruning()
         self._projectors = Projectors(self.device)
-        self._objective = Objective(self._roles, self._projectors, dispatcher)
+        self._objective = Objective(self._roles, self._projectors, dispatcher, seed)
         self._optimizers: dict[str, FlatAdamW] = {}
         self._trees: TreeCache = {}
         self._hooked: dict[str, tuple[nn.Module, bool]] = {}
@@ -99,11 +103,14 @@ class Engine:
         return known[2]
 
     def set_kd(
-        self, temperature: float = -1.0, alpha: float = -1.0, proj: str = "", mix: float = -1.0, **_others: Any
+        self, temperature: float = -1.0, alpha: float = -1.0, proj: str = "", mix: float = -1.0, **terms: Any
     ) -> None:
-        """Change the operator's settings; -1 or "" keeps one. They last until changed and travel in the snapshot."""
-        given = {"temperature": temperature, "alpha": alpha, "mix": mix}
-        values: dict[str, Any] = {k: v for k, v in given.items() if v != -1.0}
+        """Change the operator's settings; -1 or "" keeps one, and what is no setting is left alone. They travel in the snapshot.
+
+        `terms`: weights of further terms, by name, or such a map under the name "terms".
+        """
+        given = {"temperature": temperature, "alpha": alpha, "mix": mix, **terms, **dict(terms.get("terms") or {})}
+        values: dict[str, Any] = {k: v for k, v in given.items() if k in STEERED and v != -1.0}
         if proj:
             values["proj"] = proj
         before = self._kd
@@ -116,7 +123,7 @@ class Engine:
 
     def apply_policy(self, settings: Mapping[str, Any]) -> None:
         """Put the policy in force for this window: {} is none; keys that are not loss settings are left alone."""
-        kept = {k: v for k, v in settings.items() if k in ("temperature", "alpha", "mix", "proj")}
+        kept = {k: v for k, v in settings.items() if k in STEERED}
         self._kd.changed(**kept)
         before, self._policy = self._policy, kept
         try:
@@ -129,6 +136,7 @@ class Engine:
         """Start a phase at its first step with a fresh optimizer; `kd` changes the operator's settings."""
         self.phase = phase_of(phase)
         self.phase_step = 0
+        self._objective.memory.forget("cka")
         if kd:
             self._kd = self._kd.changed(**kd)
         self._enter_phase()
@@ -171,41 +179,65 @@ class Engine:
         trains = self._trainable()
         for arena in trains.values():
             arena.zero_grad()
-        phase, kd = self.phase, self.kd
-        if self._parts == 1:
-            loss, metrics = self._objective.loss(batch, phase, kd, self.step)
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            metrics = accumulate(lambda part: self._objective.loss(part, phase, kd, self.step), batch, self._parts)
-        norm = math.sqrt(sum(float(a.grad.dot(a.grad)) for a in trains.values() if a.grad is not None))
-        if not math.isfinite(norm):
-            raise not_finite(self.step, "gradient", norm)
+        try:
+            metrics = self._backward(batch, self.phase, self.kd)
+            norm = math.sqrt(sum(float(a.grad.dot(a.grad)) for a in trains.values() if a.grad is not None))
+            if not math.isfinite(norm):
+                raise not_finite(self.step, "gradient", norm)
+        except RecurosError:
+            self._objective.memory.discard()
+            raise
         lr = self.phase.lr_at(self.phase_step)
         self._update(trains, norm, lr)
+        self._objective.memory.commit()
         self.step += 1
         self.phase_step += 1
         return replace(metrics, grad_norm=norm, lr=lr)
 
+    def _backward(self, batch: Batch, phase: Phase, kd: KdSettings) -> StepMetrics:
+        """Gradients of the objective, in one part or several."""
+
+        def loss_of(part: Batch) -> tuple[Tensor, StepMetrics]:
+            return self._objective.loss(part, phase, kd, self.step, self.phase_step)
+
+        if phase.train == "student":
+            self._pruning.draw()
+        if self._parts == 1:
+            loss, metrics = loss_of(batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            metrics = accumulate(loss_of, batch, self._parts)
+        if phase.train == "student" and (penalty := self._pruning.penalty()) is not None:
+            penalty.backward()  # type: ignore[no-untyped-call]
+            metrics.terms["l0"] = float(penalty.detach())
+        return metrics
+
     def _update(self, trains: dict[str, Arena], norm: float, lr: float) -> None:
         scale = self._clip / norm if 0.0 < self._clip < norm else 1.0
-        for owner, arena in trains.items():
+        assert self.phase is not None
+        for arena in trains.values():
             if scale != 1.0 and arena.grad is not None:
                 arena.grad.mul_(scale)
-            self._optimizers[owner].step(lr)
-        assert self.phase is not None
+        if self.phase.train == "student":
+            self._pruning.score(self._roles.student, lr)
+        for owner in trains:
+            self._optimizers[owner].step(RATE if owner == "gate" else lr)
         self.roles[self.phase.train].version += 1
         if self.phase.train == "student":
-            self._pruning.hold(self._roles.student)
+            running = bool(self._pruning.schedule)
+            self._follow_layout(self._pruning.hold(self._roles))
             self._roles.follow()
+            self.pruned = running and not self._pruning.schedule
 
     # Roles
 
     def swap(self, mode: str) -> None:
         """Make the student the next teacher.
 
-        "ema": teacher := the student's moving average, the student goes on (self-distillation). "checkpoint": teacher :=
-        the student, and the student starts anew from a drawn seed (born-again networks, Furlanello et al. 2018). A
-        declared layer map is given up for the uniform one, since the teacher's layers are others now.
+        "ema": teacher := the student's moving average, the student goes on (self-distillation). "snapshot": teacher := the student
+        as it stands, the student goes on (snapshot distillation, Yang et al. 2019). "checkpoint": teacher := the student, and the
+        student starts anew from a drawn seed (born-again networks, Furlanello et al. 2018). A declared layer map is given up for the
+        uniform one, since the teacher's layers are others now.
         """
         if self.phase is not None and self.phase.train == "teacher":
             raise RecurosError(
@@ -213,20 +245,50 @@ class Engine:
                 f"phase {self.phase.name!r} still trains the teacher; there is no student to promote",
                 hint="swap in a distillation phase",
             )
+        self._follow_layout(self._pruning.settle(self._roles))
         self._roles.promote(mode)
         self._kd = self._kd.changed(layer_map=())
+        memory = self._objective.memory
+        memory.forget("cka")
+        memory.forget("ewc")
         if mode == "checkpoint":
             self._roles.renew(self._draw())
             self._pruning.clear()
             if "student" in self._optimizers:
                 self._optimizers["student"] = FlatAdamW(self._roles.student.arena, **self._adamw)
+        elif self.kd.ewc > 0.0:
+            anchor_at(memory, self._roles.student.arena.parameters)
         self.generation += 1
         self._fit_projectors()
         self._set_modes()
 
-    def prune(self, sparsity: float) -> None:
-        """Zero the smallest `sparsity` of the student's matrix weights by magnitude; the mask holds from then on."""
-        self._pruning.magnitude(self._roles, sparsity)
+    def prune(self, spec: float | Mapping[str, Any]) -> None:
+        """Prune as `syscalls.masks` describes, at once or from the next step on; a number is a share by magnitude."""
+        given = dict(spec) if isinstance(spec, Mapping) else {"method": "magnitude", "target": spec}
+        left = 0 if self.phase is None else self.phase.steps_total - self.phase_step
+        self._follow_layout(self._pruning.begin(given, self._roles, left))
+        self._set_modes()
+        if self._pruning.gate_arena is not None and "gate" not in self._optimizers:
+            self._optimizers["gate"] = FlatAdamW(self._pruning.gate_arena, **self._adamw)
+
+    def _follow_layout(self, carry: Carry | None) -> None:
+        """After a cut: moments move with the weights that are left, and gates that are done are forgotten."""
+        if self._pruning.gate_arena is None:
+            self._optimizers.pop("gate", None)
+        if carry is None:
+            return
+        self._objective.memory.forget("ewc")
+        self._set_modes()
+        if (old := self._optimizers.get("student")) is not None:
+            new = self._optimizers["student"] = FlatAdamW(self._roles.student.arena, **self._adamw)
+            new.exp_avg.copy_(carry(old.exp_avg))
+            new.exp_avg_sq.copy_(carry(old.exp_avg_sq))
+            new.steps = old.steps
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the student's parameters that a mask holds at zero."""
+        return self._pruning.sparsity(self._roles.student)
 
     def pruned_matrices(self) -> list[tuple[str, Tensor, Tensor]]:
         """Name, mask (1 where a weight is kept, 0 where it is pruned) and values of each matrix of the student."""
@@ -251,6 +313,7 @@ class Engine:
         for owner, optimizer in self._optimizers.items():
             leaves[f"optimizer/{owner}/exp_avg"] = leaf_of(optimizer.exp_avg)
             leaves[f"optimizer/{owner}/exp_avg_sq"] = leaf_of(optimizer.exp_avg_sq)
+        leaves.update({f"loss/{name}": leaf_of(value) for name, value in self._objective.memory.kept.items()})
         leaves["rng/torch/state"] = leaf_of(torch.get_rng_state())
         leaves["rng/engine/state"] = leaf_of(self._generator.get_state())
         if self.device.type == "cuda":
@@ -277,8 +340,15 @@ class Engine:
         self._parts = int(cursor.get("parts", 1))
         self.phase = None if cursor["phase"] is None else phase_of(cursor["phase"])
         self._roles.restore(leaves)
-        self._pruning.restore(self._roles.student, leaves)
+        self._pruning.restore(cursor["pruning"], self._roles.student, leaves)
         self._projectors.restore(cursor["projectors"], leaves)
+        self._objective.memory.discard()
+        kept = {
+            path.removeprefix("loss/"): tensor_of(leaf).to(self.device)
+            for path, leaf in leaves.items()
+            if path.startswith("loss/")
+        }
+        self._objective.memory.kept = kept
         self._restore_optimizers(cursor["optimizers"], leaves)
         self._restore_generators(leaves)
 
@@ -310,6 +380,7 @@ class Engine:
             "generation": self.generation,
             "phase": None if self.phase is None else self.phase.to_map(),
             "projectors": self._projectors.key,
+            "pruning": self._pruning.schedule,
             "optimizers": {owner: optimizer.steps for owner, optimizer in self._optimizers.items()},
             **({"parts": self._parts} if self._parts > 1 else {}),
         }
@@ -334,17 +405,18 @@ class Engine:
             if self._dispatcher is not None and self._hooked.get(name) != (role.model.module, on):
                 self._dispatcher.install(name, role.model.module)
                 self._hooked[name] = (role.model.module, on)
-        arena = self._projectors.arena
-        if arena is not None and (trains == "student") != (arena.grad is not None):
-            arena.train(trains == "student")
+        for arena in (self._projectors.arena, self._pruning.gate_arena):
+            if arena is not None and (trains == "student") != (arena.grad is not None):
+                arena.train(trains == "student")
 
     def _trainable(self) -> dict[str, Arena]:
         """Owner -> arena of everything the phase updates."""
         if self.phase is None:
             return {}
         owners = {self.phase.train: self.roles[self.phase.train].arena}
-        if self.phase.train == "student" and self._projectors.arena is not None:
-            owners["projector"] = self._projectors.arena
+        if self.phase.train == "student":
+            more = {"projector": self._projectors.arena, "gate": self._pruning.gate_arena}
+            owners |= {owner: arena for owner, arena in more.items() if arena is not None}
         return owners
 
     @property
@@ -353,12 +425,14 @@ class Engine:
         return [f"{student}:{teacher}" for student, teacher in layer_map(self.kd, self._roles)]
 
     def _fit_projectors(self) -> None:
-        """Have projectors exactly while a distillation phase uses hints, of the shapes that the roles have now."""
+        """Have projectors exactly while a distillation phase has terms that use them, of the shapes that the roles have now."""
         student, teacher = (self.roles[name].model.hidden_width for name in ("student", "teacher"))
         kd = self.kd
         key: list[Any] = []
-        if self.phase is not None and self.phase.train == "student" and kd.alpha > 0.0:
-            key = [kd.proj, len(layer_map(kd, self._roles)), student, teacher, self.generation]
+        needs = frozenset[str]().union(*(term.needs for term in TERMS if term.coefficient(kd) > 0.0))
+        if self.phase is not None and self.phase.train == "student" and "projector" in needs:
+            count = len(layer_map(kd, self._roles)) + ("embedding" in needs)
+            key = [kd.proj, count, student, teacher, self.generation]
         if key == self._projectors.key:
             return
         if key:

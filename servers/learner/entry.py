@@ -89,7 +89,7 @@ def _direct(engine: Engine, kind: str, args: dict[str, Any], pruned: Callable[[]
     elif kind == "micro-batches":
         engine.cut_batches(int(args["parts"]))
     elif kind == "prune":
-        engine.prune(float(args["sparsity"]))
+        engine.prune(args)
         pruned()
     else:
         raise RecurosError("E1-NOSYS", f"the learner knows no directive {kind!r}", hint="swap, restore, kd or prune")

@@ -7,13 +7,16 @@ of terms with each checked to be finite; what probes and the trace get. Refuses:
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from probes.hooks import Dispatcher
-from servers.learner.losses import TERMS, KdSettings, Rows, Term, unit_mean
+from servers.learner.losses import TERMS, KdSettings, Look, Memory, Rows, Term, unit_mean
+from servers.learner.losses.attention import require_distribution
 from servers.learner.losses.hint import checked_map
 from servers.learner.phase import Phase
 from servers.learner.projectors import Projectors
@@ -53,27 +56,49 @@ def not_finite(step: int, what: str, value: float) -> RecurosError:
     )
 
 
-class Objective:
-    """L of a batch under given settings."""
+def due_terms(kd: KdSettings, phase_step: int) -> list[tuple[Term, float]]:
+    """The terms of this step, each with its coefficient; one that comes every k-th step is k times as heavy then."""
+    every = dict(kd.every)
+    due = []
+    for term in TERMS:
+        coefficient = term.coefficient(kd)
+        cadence = every.get(term.name, 1)
+        if coefficient != 0.0 and phase_step % cadence == 0:
+            due.append((term, coefficient * cadence))
+    return due
 
-    def __init__(self, roles: Roles, projectors: Projectors, dispatcher: Dispatcher | None) -> None:
+
+class Objective:
+    """L of a batch under given settings. `memory`: what terms remember between steps; part of the state."""
+
+    def __init__(self, roles: Roles, projectors: Projectors, dispatcher: Dispatcher | None, seed: int) -> None:
         self._roles = roles
         self._projectors = projectors
         self._dispatcher = dispatcher
+        self._seed = seed
+        self.memory = Memory()
 
-    def loss(self, batch: Batch, phase: Phase, settings: KdSettings, step: int) -> tuple[Tensor, StepMetrics]:
+    def loss(
+        self, batch: Batch, phase: Phase, settings: KdSettings, step: int, phase_step: int
+    ) -> tuple[Tensor, StepMetrics]:
         """The objective of this batch, checked to be finite, with its parts."""
         kd = settings if phase.train == "student" else TASK_ONLY
-        terms = [(term, term.coefficient(kd)) for term in TERMS if term.coefficient(kd) != 0.0]
+        terms = due_terms(kd, phase_step)
+        needs = frozenset[str]().union(*(term.needs for term, _ in terms))
         fires = phase.train == "student" and self._dispatcher is not None and self._dispatcher.wants("on_kd_step")
-        needs_hidden = fires or any(t.needs_hidden for t, _ in terms)
+        asked = {
+            "need_hidden": fires or bool(needs & {"hidden", "pooled"}),
+            "need_attention": "attention" in needs,
+            "need_values": "values" in needs,
+        }
+        asked = {name: True for name, wanted in asked.items() if wanted}
         model = self._roles.held[phase.train].model
-        out = model.forward(batch, need_hidden=needs_hidden)
+        out = model.forward(batch, **asked)
         teacher: Output | None = None
-        if fires or any(t.needs_teacher for t, _ in terms):
+        if fires or "teacher" in needs:
             with torch.no_grad():
-                teacher = self._roles.teacher.model.forward(batch, need_hidden=needs_hidden)
-        rows = self._rows(model, batch, out, teacher, kd, phase.label_smoothing)
+                teacher = self._roles.teacher.model.forward(batch, **asked)
+        rows = self._rows(model, batch, out, teacher, kd, phase.label_smoothing, needs, step)
         values = [term.value(rows, kd) for term, _ in terms]
         loss = sum((c * v for (_, c), v in zip(terms, values, strict=True)), start=rows.student.new_zeros(()))
         numbers = torch.stack([loss, *values]).detach().tolist()
@@ -81,37 +106,59 @@ class Objective:
         if fires and teacher is not None:
             self._fire_kd_step(rows, out, teacher, batch, settings)
         trace = None if teacher is None or rows.teacher is None else _trace(rows, out, batch)
-        named = {term.name: value for (term, _), value in zip(terms, numbers[1:], strict=True)}
+        named = {term.name: value for (term, _), value in zip(terms, numbers[1:], strict=True)} | rows.reports
         return loss, StepMetrics(step, numbers[0], 0.0, 0.0, rows.targets.numel(), named, trace)
 
     def _rows(
-        self, model: Model, batch: Batch, out: Output, teacher: Output | None, kd: KdSettings, smoothing: float
+        self,
+        model: Model,
+        batch: Batch,
+        out: Output,
+        teacher: Output | None,
+        kd: KdSettings,
+        smoothing: float,
+        needs: frozenset[str],
+        step: int,
     ) -> Rows:
-        targets = valid_rows(model.targets(batch)[..., None], out.valid_mask)[:, 0]
-        weight = _spread(batch, out.logits, out.valid_mask)
         rows = Rows(
             student=valid_rows(out.logits, out.valid_mask),
-            targets=targets,
-            weight=weight,
+            targets=valid_rows(model.targets(batch)[..., None], out.valid_mask)[:, 0],
+            weight=_spread(batch, out.logits, out.valid_mask),
             teacher=None if teacher is None else valid_rows(teacher.logits, out.valid_mask),
             label_smoothing=smoothing,
             other=_other(batch),
+            memory=self.memory,
+            look=self._look(batch, step) if "look" in needs else None,
         )
-        if teacher is None or kd.alpha == 0.0 or not self._projectors.modules:
+        if teacher is None or not needs & {"hidden", "pooled", "attention", "values"}:
             return rows
         pairs = layer_map(kd, self._roles)
-        return Rows(
-            student=rows.student,
-            targets=targets,
-            weight=weight,
-            teacher=rows.teacher,
-            student_hidden=tuple(valid_rows(out.hidden[s], out.hidden_mask) for s, _ in pairs),
-            teacher_hidden=tuple(valid_rows(teacher.hidden[t], out.hidden_mask) for _, t in pairs),
-            hidden_weight=_spread(batch, out.hidden[0], out.hidden_mask),
-            label_smoothing=smoothing,
-            projectors=tuple(self._projectors.modules),
-            other=rows.other,
-        )
+        more: dict[str, Any] = {}
+        if needs & {"hidden", "pooled"}:
+            _check_positions(out, teacher)
+        if "hidden" in needs:
+            more["student_hidden"] = tuple(valid_rows(out.hidden[s], out.hidden_mask) for s, _ in pairs)
+            more["teacher_hidden"] = tuple(valid_rows(teacher.hidden[t], out.hidden_mask) for _, t in pairs)
+            more["hidden_weight"] = _spread(batch, out.hidden[0], out.hidden_mask)
+        if "projector" in needs:
+            more["projectors"] = tuple(self._projectors.modules)[: len(pairs)]
+        if "embedding" in needs:
+            more["embeddings"] = tuple(valid_rows(o.hidden[0], out.hidden_mask) for o in (out, teacher))
+            more["embedding_projector"] = self._projectors.modules[-1]
+        if "pooled" in needs:
+            more["student_pooled"] = tuple(_pooled(out.hidden[s], out.hidden_mask) for s, _ in pairs)
+            more["teacher_pooled"] = tuple(_pooled(teacher.hidden[t], out.hidden_mask) for _, t in pairs)
+            more["sample_weight"] = _sample_weight(batch, out)
+        if needs & {"attention", "values"}:
+            more |= _attention(batch, out, teacher, pairs)
+        return replace(rows, **more)
+
+    def _look(self, batch: Batch, step: int) -> Look:
+        """Seeds differ from step to step and from run to run, and are functions of both: nothing of them is state."""
+        student = self._roles.student
+        quiet = self._dispatcher.quiet if self._dispatcher is not None else nullcontext
+        seed = (self._seed * 1_000_003 + step) % (1 << 63)
+        return Look(student.model, self._roles.teacher.model, list(student.arena.parameters), batch, quiet, seed)
 
     def _fire_kd_step(self, rows: Rows, out: Output, teacher: Output, batch: Batch, kd: KdSettings) -> None:
         assert self._dispatcher is not None
@@ -134,6 +181,51 @@ def _check_finite(terms: list[tuple[Term, float]], numbers: list[float], step: i
             raise not_finite(step, term.name, value)
     if not math.isfinite(numbers[0]):
         raise not_finite(step, "sum of terms", numbers[0])
+
+
+def _check_positions(out: Output, teacher: Output) -> None:
+    mine, theirs = out.hidden[0].shape[:2], teacher.hidden[0].shape[:2]
+    if mine != theirs:
+        raise RecurosError(
+            "E2-MODEL",
+            f"hint: the student has {mine[0] * mine[1]} hidden positions in this batch, the teacher {theirs[0] * theirs[1]};"
+            " they cannot be paired",
+            hint="weight 0 for hint (alpha) and every other term over hidden states, or two models that cut their input alike",
+        )
+
+
+def _pooled(hidden: Tensor, mask: Tensor | None) -> Tensor:
+    """Means over content: [B, T, width] -> [B, width]."""
+    if mask is None:
+        return hidden.mean(1)
+    content = mask[..., None].to(hidden.dtype)
+    return (hidden * content).sum(1) / content.sum(1).clamp_min(1.0)
+
+
+def _sample_weight(batch: Batch, out: Output) -> Tensor:
+    weight = batch.get("weight")
+    return out.logits.new_ones(len(out.logits)) if weight is None else unit_mean(weight)
+
+
+def _attention(batch: Batch, out: Output, teacher: Output, pairs: tuple[tuple[int, int], ...]) -> dict[str, Any]:
+    """Attention of mapped layers and of the last ones, and what each query weighs."""
+    made: dict[str, Any] = {}
+    example = out.attention[-1] if out.attention else out.values
+    assert example is not None
+    share = example.new_ones((example.shape[0], example.shape[2]))
+    if out.hidden_mask is not None:
+        share = share * out.hidden_mask
+    if "weight" in batch:
+        share = share * batch["weight"][:, None]
+    made["query_share"] = unit_mean(share) / share.numel()
+    if out.attention:
+        require_distribution(out.attention[-1], "student")
+        made["student_attention"] = tuple(out.attention[s - 1] for s, _ in pairs)
+        made["teacher_attention"] = tuple(teacher.attention[t - 1] for _, t in pairs)
+        made["last_attention"] = (out.attention[-1], teacher.attention[-1])
+    if out.values is not None and teacher.values is not None:
+        made["last_values"] = (out.values, teacher.values)
+    return made
 
 
 def _trace(rows: Rows, out: Output, batch: Batch) -> Seen | Trace:

@@ -12,14 +12,15 @@ from typing import Any
 
 from syscalls.errors import RecurosError
 
-SCHEDULES = ("cosine", "constant")
+SCHEDULES = ("cosine", "constant", "cyclic")
 
 
 @dataclass(frozen=True)
 class Phase:
     """`steps_total` steps of training `train` ("teacher": task alone; "student": against the frozen teacher).
 
-    After `warmup_steps` of linear rise, `lr` stays or falls along a cosine to `lr * lr_floor`.
+    After `warmup_steps` of linear rise, `lr` stays or falls along a cosine to `lr * lr_floor`; "cyclic" does so `cycles` times (snapshot
+    ensembles, Huang et al. 2017, equation 2).
     """
 
     name: str
@@ -31,6 +32,7 @@ class Phase:
     warmup_steps: int = 0
     lr_floor: float = 0.02
     label_smoothing: float = 0.0
+    cycles: int = 1
 
     def lr_at(self, step: int) -> float:
         """The rate of a step, counted from 0 (cosine: Loshchilov and Hutter 2017, equation 5)."""
@@ -38,7 +40,12 @@ class Phase:
             return self.lr * (step + 1) / (self.warmup_steps + 1)
         if self.schedule == "constant":
             return self.lr
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.steps_total - self.warmup_steps))
+        length = max(1, self.steps_total - self.warmup_steps)
+        at = step - self.warmup_steps
+        if self.schedule == "cyclic":
+            length = -(-length // self.cycles)
+            at %= length
+        done = min(1.0, at / length)
         return self.lr * (self.lr_floor + (1.0 - self.lr_floor) * 0.5 * (1.0 + math.cos(math.pi * done)))
 
     def to_map(self) -> dict[str, Any]:
@@ -76,6 +83,12 @@ def _check(phase: Phase) -> None:
             "E2-MANIFEST",
             f"phase {phase.name!r}: schedule {phase.schedule!r} is unknown",
             hint=f"one of {', '.join(SCHEDULES)}",
+        )
+    if not 1 <= phase.cycles <= phase.steps_total:
+        raise RecurosError(
+            "E2-MANIFEST",
+            f"phase {phase.name!r}: {phase.cycles} cycles in {phase.steps_total} steps",
+            hint="give each cycle at least one step",
         )
     if phase.steps_total < 1 or not (math.isfinite(phase.lr) and phase.lr > 0):
         raise RecurosError(

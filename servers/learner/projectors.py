@@ -17,11 +17,14 @@ from servers.learner.losses.hint import build_projectors
 from servers.learner.state import Leaf
 
 Key = list[Any]
-"""[kind, number of mapped layers, student width, teacher width, generation]; [] is no projectors."""
+"""[kind, number of projectors, student width, teacher width, generation]; [] is no projectors."""
 
 
 class Projectors:
-    """`modules`: one phi per mapped layer. `arena`: None when nothing of them is learned."""
+    """`modules`: one phi per mapped layer, and one for the embeddings where a term compares them.
+
+    `arena`: None when nothing of them is learned.
+    """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self._device = device or torch.device("cpu")

@@ -13,14 +13,15 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from servers.learner.arena import Arena
+from servers.learner.arena import Arena, joined_name
 from servers.learner.state import Leaf, blob_of, value_of
 from servers.models.model import Model
 from servers.models.registry import build
+from servers.models.structure import Pick
 from syscalls.errors import RecurosError
+from syscalls.limits import SWAP_MODES
 
 ROLES: Final = ("teacher", "student")
-SWAPS: Final = ("ema", "checkpoint")
 ARCHITECTURES: Final = "policy/roles/state"
 
 
@@ -31,6 +32,24 @@ class Role:
     model: Model
     arena: Arena
     version: int = 0
+
+
+class Carry:
+    """Takes a buffer of one arena's layout over into another's, part by part."""
+
+    def __init__(self, old: Arena, new: Arena, picks: Mapping[str, list[Pick]]) -> None:
+        self._old, self._new, self._picks = old, new, picks
+
+    def __call__(self, flat: Tensor) -> Tensor:
+        """The picked parts, laid out anew."""
+        made = torch.zeros(self._new.flat.shape, dtype=flat.dtype, device=flat.device)
+        views = {slot.path: view for slot, view in zip(self._old.slots, self._old.views(flat), strict=True)}
+        for slot, target in zip(self._new.slots, self._new.views(made), strict=True):
+            source = views[slot.path]
+            for _, axis, places in self._picks.get(joined_name(slot.path), []):
+                source = source.index_select(axis, places.to(source.device))
+            target.copy_(source)
+        return made
 
 
 class Roles:
@@ -68,8 +87,8 @@ class Roles:
 
     def promote(self, mode: str) -> None:
         """teacher := the student's moving average ("ema"), or the student as it stands."""
-        if mode not in SWAPS:
-            raise RecurosError("E2-LIMIT", f"swap mode {mode!r} is unknown", hint=f"one of {', '.join(SWAPS)}")
+        if mode not in SWAP_MODES:
+            raise RecurosError("E2-LIMIT", f"swap mode {mode!r} is unknown", hint=f"one of {', '.join(SWAP_MODES)}")
         student = self.student
         self._reshape("teacher", student.model.architecture)
         teacher = self.teacher
@@ -98,6 +117,20 @@ class Roles:
         model = build(architecture, seed)
         model.module.to(self._device)
         return model
+
+    def shrink(self, architecture: dict[str, Any], picks: Mapping[str, list[Pick]]) -> Carry:
+        """Give the student an architecture that has only a part of each tensor; returns what does the same to other buffers."""
+        old = self.student
+        model = self._build(architecture, 0)
+        new = Role(model, Arena(model.module), old.version + 1)
+        carry = Carry(old.arena, new.arena, picks)
+        new.arena.flat.copy_(carry(old.arena.flat))
+        for name, buffer in new.arena.buffers.items():
+            buffer.copy_(old.arena.buffers[name])
+        self.ema = carry(self.ema)
+        self.held["student"] = new
+        new.arena.train(False)
+        return carry
 
     def _reshape(self, role: str, architecture: dict[str, Any]) -> None:
         """Give the role this architecture; its weights are whatever the builder made of seed 0 until they are written."""

@@ -293,6 +293,8 @@ class LearnerService:
             done.append(self._engine.micro_step(batch))
             self._last_batch = batch
             self._refuse_tainted()
+            if self._engine.pruned:
+                self._show_pruned()
             now_ns = time.monotonic_ns()
             if (position + 1) % PROGRESS_STEPS == 0 or now_ns - told_ns >= PROGRESS_NS:
                 told_ns = now_ns
@@ -313,11 +315,20 @@ class LearnerService:
             )
 
     def _enter(self, grant: Grant) -> None:
-        def pruned() -> None:
-            if self._dispatcher.wants("on_prune"):
-                self._dispatcher.fire("on_prune", pruned=self._engine.pruned_matrices())
+        enter(
+            self._engine,
+            grant.window,
+            grant.phase,
+            grant.step0,
+            grant.policy,
+            grant.directives,
+            self._show_pruned,
+            self._read,
+        )
 
-        enter(self._engine, grant.window, grant.phase, grant.step0, grant.policy, grant.directives, pruned, self._read)
+    def _show_pruned(self) -> None:
+        if self._dispatcher.wants("on_prune"):
+            self._dispatcher.fire("on_prune", pruned=self._engine.pruned_matrices())
 
     def _refuse_tainted(self) -> None:
         if self._dispatcher.tainted:
@@ -442,6 +453,7 @@ class LearnerService:
             "teacher_params": self._engine.param_count("teacher"),
             "student_params": self._engine.param_count("student"),
             "generation": self._engine.generation,
+            "sparsity": self._engine.sparsity,
             "temperature": self._engine.kd.temperature,
             "mix": self._engine.kd.mix,
             "alpha": self._engine.kd.alpha,

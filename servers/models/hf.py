@@ -16,6 +16,7 @@ import torch
 
 from servers.models.directory import check_weights, read_config
 from servers.models.model import Batch, Model, Output, Task, column
+from servers.models.values import last_values
 from syscalls.errors import RecurosError
 
 HEADS: dict[str, Task] = {
@@ -44,19 +45,35 @@ class HfModel(Model):
         plain = json.loads(config.to_json_string(use_diff=False))
         self.architecture = {"kind": "hf-config", "task": task, "attention": attention, "config": plain}
 
-    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
         """Logits [B, C] or [B, T, V]; the targets that count are next tokens that are not padding."""
         tokens = column(batch, "input_ids")
         mask = batch.get("attention_mask")
         if mask is None and self._pad_id is not None:
             mask = (tokens != self._pad_id).to(torch.int64)
-        out = self.module(
-            input_ids=tokens, attention_mask=mask, output_hidden_states=need_hidden, use_cache=False, return_dict=True
-        )
+        if need_attention and self.architecture["attention"] != "eager":
+            raise RecurosError(
+                "E2-MODEL",
+                f'attention = "{self.architecture["attention"]}" returns no probabilities, and a term needs them',
+                hint='attention = "eager" in the manifest\'s model, or weight 0 for the attention terms',
+            )
+        more = {"output_attentions": True} if need_attention else {}
+        with last_values(self.module, need_values) as values:
+            out = self.module(
+                input_ids=tokens,
+                attention_mask=mask,
+                output_hidden_states=need_hidden,
+                use_cache=False,
+                return_dict=True,
+                **more,
+            )
         hidden = tuple(out.hidden_states) if need_hidden else ()
+        attention = tuple(out.attentions) if need_attention else ()
         content = None if mask is None else mask.bool()
         valid = None if self.task == "classify" else _next_token_mask(tokens, content)
-        return Output(out.logits, hidden, valid, content)
+        return Output(out.logits, hidden, valid, content, attention, values[0] if values else None)
 
     @torch.no_grad()
     def example(self, rows: int, tokens: int) -> Batch:

@@ -89,8 +89,16 @@ class MlpModel(Model):
         self.num_layers = config.layers
         self.num_classes = config.classes
 
-    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
         """Logits [B, classes]; every row is valid."""
+        if need_attention or need_values:
+            raise RecurosError(
+                "E2-MODEL",
+                "mlp model: it has no attention",
+                hint="give the attention terms weight 0, or take another kind of model",
+            )
         logits, hidden = self.module(column(batch, "x"), need_hidden=need_hidden)
         return Output(logits, hidden, None)
 

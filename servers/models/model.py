@@ -34,12 +34,16 @@ class Output:
     `hidden`: () or one [B, T, width] per layer after the embedding output, as in Hugging Face models.
     `valid_mask`: None when every position of `logits` has a target; else bool, shaped as `logits` without its last axis.
     `hidden_mask`: None when every position of `hidden` is content; else bool [B, T].
+    `attention`: () or one [B, heads, T, T] per layer, the probabilities that were used.
+    `values`: None or the value vectors of the last layer's heads [B, heads, T, d].
     """
 
     logits: Tensor
     hidden: tuple[Tensor, ...]
     valid_mask: Tensor | None
     hidden_mask: Tensor | None = None
+    attention: tuple[Tensor, ...] = ()
+    values: Tensor | None = None
 
 
 class Model(ABC):
@@ -53,8 +57,10 @@ class Model(ABC):
     num_classes: int
 
     @abstractmethod
-    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
-        """Run the network on a batch; hidden states only when asked for."""
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
+        """Run the network on a batch; hidden states, attention and values only when asked for, E2-MODEL where there are none."""
 
     @abstractmethod
     def example(self, rows: int, tokens: int) -> Batch:

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from servers.models.model import Batch, Model, Output, column
+from servers.models.values import last_values
 from syscalls.errors import RecurosError
 
 IMAGE_SIDE = 8
@@ -25,13 +27,19 @@ POSITION_STD = 1.0
 
 @dataclass(frozen=True)
 class PatchConfig:
-    """The architecture; everything needed to rebuild the module apart from its weights."""
+    """The architecture; everything needed to rebuild the module apart from its weights.
+
+    A pruned model says what each block has left: `layer_heads`, `layer_neurons`, and the `head_width` that heads keep.
+    """
 
     layers: int = 4
     width: int = 64
     heads: int = 4
     mlp_ratio: int = 2
     classes: int = 10
+    head_width: int = 0
+    layer_heads: tuple[int, ...] = ()
+    layer_neurons: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if min(self.layers, self.width, self.heads, self.mlp_ratio, self.classes) < 1 or self.width % self.heads:
@@ -40,6 +48,25 @@ class PatchConfig:
                 f"patch model: width {self.width} is not a positive multiple of heads {self.heads}, or a size is below 1",
                 hint="choose width = heads x a whole number, and sizes of at least 1",
             )
+        for name in ("layer_heads", "layer_neurons"):
+            left = getattr(self, name)
+            if left and (len(left) != self.layers or min(left) < 1):
+                raise RecurosError(
+                    "E2-MODEL",
+                    f"patch model: {name} {list(left)} does not give each of {self.layers} layers at least 1",
+                    hint="leave it out for a model that is not pruned",
+                )
+
+    def block(self, layer: int) -> tuple[int, int, int]:
+        """Heads, width of a head and neurons of a block, counted from 0."""
+        heads = self.layer_heads[layer] if self.layer_heads else self.heads
+        neurons = self.layer_neurons[layer] if self.layer_neurons else self.mlp_ratio * self.width
+        return heads, self.head_width or self.width // self.heads, neurons
+
+    def architecture(self) -> dict[str, Any]:
+        """As a spec that `build` takes; what pruning left only where something was pruned."""
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {"kind": "patch", **{k: v for k, v in values.items() if v}}
 
 
 class PatchEmbed(nn.Module):
@@ -73,33 +100,35 @@ class Attention(nn.Module):
     reads `output[1]` ([B, heads, 16, 16]) at no extra cost.
     """
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
         super().__init__()
         self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.head_width = head_width
+        self.qkv = nn.Linear(width, 3 * heads * head_width)
+        self.out = nn.Linear(heads * head_width, width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """softmax(q k^T / sqrt(d)) v (Vaswani et al. 2017, equation 1); x: [B, T, width]."""
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4)
+        batch, tokens, _ = x.shape
+        qkv = self.qkv(x).reshape(batch, tokens, 3, self.heads, self.head_width).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.unbind(0)
-        scores = (q * (1.0 / math.sqrt(width // self.heads))) @ k.transpose(-2, -1)
+        scores = (q * (1.0 / math.sqrt(self.head_width))) @ k.transpose(-2, -1)
         probs = torch.softmax(scores, dim=-1)
-        mixed = (probs @ v).transpose(1, 2).reshape(batch, tokens, width)
+        mixed = (probs @ v).transpose(1, 2).reshape(batch, tokens, self.heads * self.head_width)
         return self.out(mixed), probs
 
 
 class Block(nn.Module):
     """Pre-norm transformer block; returns (hidden state, attention probabilities)."""
 
-    def __init__(self, config: PatchConfig) -> None:
+    def __init__(self, config: PatchConfig, layer: int) -> None:
         super().__init__()
+        heads, head_width, neurons = config.block(layer)
         self.norm1 = nn.LayerNorm(config.width)
-        self.attn = Attention(config.width, config.heads)
+        self.attn = Attention(config.width, heads, head_width)
         self.norm2 = nn.LayerNorm(config.width)
-        self.fc1 = nn.Linear(config.width, config.mlp_ratio * config.width)
-        self.fc2 = nn.Linear(config.mlp_ratio * config.width, config.width)
+        self.fc1 = nn.Linear(config.width, neurons)
+        self.fc2 = nn.Linear(neurons, config.width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x: [B, T, width]."""
@@ -120,7 +149,7 @@ class PatchTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embed = PatchEmbed(config.width)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
         self.norm = nn.LayerNorm(config.width)
         self.head = nn.Linear(TOKENS * config.width, config.classes)
 
@@ -149,15 +178,18 @@ class PatchModel(Model):
 
     def __init__(self, config: PatchConfig) -> None:
         self.module: PatchTransformer = PatchTransformer(config)
-        self.architecture = {"kind": "patch", **asdict(config)}
+        self.architecture = config.architecture()
         self.hidden_width = config.width
         self.num_layers = config.layers
         self.num_classes = config.classes
 
-    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
         """Logits [B, classes]; every row and every token is valid."""
-        logits, hidden, _ = self.module(column(batch, "x"), need_hidden=need_hidden)
-        return Output(logits, hidden, None)
+        with last_values(self.module, need_values) as values:
+            logits, hidden, attention = self.module(column(batch, "x"), need_hidden, need_attention)
+        return Output(logits, hidden, None, attention=attention, values=values[0] if values else None)
 
     def example(self, rows: int, tokens: int) -> Batch:
         """Black images."""

@@ -29,7 +29,7 @@ def _build_mlp(spec: dict[str, Any]) -> Model:
     return MlpModel(MlpConfig(**_sizes("mlp", MlpConfig, spec)))
 
 
-def _sizes(kind: str, config: type[PatchConfig | MlpConfig], spec: dict[str, Any]) -> dict[str, int]:
+def _sizes(kind: str, config: type[PatchConfig | MlpConfig], spec: dict[str, Any]) -> dict[str, Any]:
     """The sizes in the spec of a built-in model; E2-MODEL for a key that its config does not have."""
     known = {f.name for f in fields(config)}
     unknown = sorted(set(spec) - known - {"kind"})
@@ -37,7 +37,7 @@ def _sizes(kind: str, config: type[PatchConfig | MlpConfig], spec: dict[str, Any
         raise RecurosError(
             "E2-MODEL", f"{kind} model: unknown key {unknown[0]!r}", hint=f"known keys: {', '.join(sorted(known))}"
         )
-    return {k: int(v) for k, v in spec.items() if k != "kind"}
+    return {k: tuple(map(int, v)) if isinstance(v, list) else int(v) for k, v in spec.items() if k != "kind"}
 
 
 BUILT_IN = ("patch", "mlp")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from servers.learner.losses import TERMS, KdSettings, Rows, unit_mean
+from servers.learner.losses import TERMS, WEIGHTS, KdSettings, Rows, unit_mean
 from servers.learner.losses.hint import HintTerm, build_projectors, checked_map, uniform_map
 from servers.learner.losses.kd import KdTerm
 from servers.learner.losses.task import TaskTerm
@@ -156,4 +156,8 @@ def test_settings_outside_their_limits_are_refused(values: dict[str, float]) -> 
 
 def test_the_terms_are_listed_with_distinct_names_and_sum_by_the_documented_weights() -> None:
     kd = KdSettings(mix=0.3, alpha=2.0)
-    assert {t.name: t.coefficient(kd) for t in TERMS} == {"task": 0.7, "kd": 0.3, "hint": 2.0}
+    on = {t.name: t.coefficient(kd) for t in TERMS if t.coefficient(kd)}
+    assert on == {"task": 0.7, "kd": 0.3, "hint": 2.0}
+    assert len({t.name for t in TERMS}) == len(TERMS) == 3 + len(WEIGHTS)
+    for name in WEIGHTS:
+        assert {t.name: t.coefficient(kd.changed(**{name: 0.5})) for t in TERMS}[name] == 0.5

@@ -7,19 +7,17 @@ squared norm of a position is the teacher's width times that mean.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from servers.learner.losses.base import KdSettings, Rows
+from servers.learner.losses.base import KdSettings, Rows, Term
 from syscalls.errors import RecurosError
 
 
-class HintTerm:
+class HintTerm(Term):
     """alpha * hint."""
 
     name = "hint"
-    needs_teacher = True
-    needs_hidden = True
+    needs = frozenset({"teacher", "hidden", "projector"})
 
     def coefficient(self, kd: KdSettings) -> float:
         """Alpha."""
@@ -28,7 +26,7 @@ class HintTerm:
     def value(self, rows: Rows, kd: KdSettings) -> Tensor:
         """Weighted mean squared distance, summed over mapped layers."""
         assert rows.hidden_weight is not None, "the engine keeps hidden states when this term is on"
-        total = torch.zeros(())
+        total = rows.student.new_zeros(())
         if rows.teacher_hidden and len(rows.teacher_hidden[0]) != len(rows.hidden_weight):
             raise _positions_differ(len(rows.hidden_weight), len(rows.teacher_hidden[0]))
         for teacher, student, project in zip(rows.teacher_hidden, rows.student_hidden, rows.projectors, strict=True):

@@ -10,15 +10,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from servers.learner.losses.base import KdSettings, Rows
+from servers.learner.losses.base import KdSettings, Rows, Term
 
 
-class KdTerm:
+class KdTerm(Term):
     """mix * tau^2 * KL(p_T || p_S)."""
 
     name = "kd"
-    needs_teacher = True
-    needs_hidden = False
+    needs = frozenset({"teacher"})
 
     def coefficient(self, kd: KdSettings) -> float:
         """The mix."""

@@ -10,15 +10,14 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional
 
-from servers.learner.losses.base import KdSettings, Rows
+from servers.learner.losses.base import KdSettings, Rows, Term
 
 
-class TaskTerm:
+class TaskTerm(Term):
     """(1 - mix) * task."""
 
     name = "task"
-    needs_teacher = False
-    needs_hidden = False
+    needs = frozenset()
 
     def coefficient(self, kd: KdSettings) -> float:
         """1 - mix."""
