@@ -125,10 +125,16 @@ class Stubs(Peer):
         return self.syscall("rl_swap_roles", mode=mode, dry_run=dry_run)
 
     def rl_set_kd(
-        self, *, temperature: float = -1.0, alpha: float = -1.0, proj: str = "", mix: float = -1.0
+        self,
+        *,
+        temperature: float = -1.0,
+        alpha: float = -1.0,
+        proj: str = "",
+        mix: float = -1.0,
+        terms: dict[str, Any] = {},
     ) -> dict[str, Any]:
-        """Change temperature, hint weight, projector or mix from the next window on."""
-        return self.syscall("rl_set_kd", temperature=temperature, alpha=alpha, proj=proj, mix=mix)
+        """Change temperature, hint weight, projector, mix or the weights of terms from the next window on."""
+        return self.syscall("rl_set_kd", temperature=temperature, alpha=alpha, proj=proj, mix=mix, terms=terms)
 
     def rl_attach_probe(self, *, hook: str, prog: str, every: int = 0) -> dict[str, Any]:
         """Attach a probe to the running learner."""
@@ -143,7 +149,7 @@ class Stubs(Peer):
         return self.syscall("rl_gate_samples", criteria=criteria)
 
     def rl_prune(self, *, mask_spec: dict[str, Any]) -> dict[str, Any]:
-        """Prune the student at the next window; masks hold from then on."""
+        """Prune the student from the next window on, at once or over steps; what is gone stays gone."""
         return self.syscall("rl_prune", mask_spec=mask_spec)
 
     def rl_calibrate(self, *, mode: str = "temperature") -> dict[str, Any]:

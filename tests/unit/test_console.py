@@ -82,7 +82,7 @@ def test_a_help_page_is_complete(path: list[str], command: click.Command, capsys
         ("ps --nope", "No such option"),
         ("wait windows", "Missing option '--for'"),
         ("learner prune 1.5", "1.5 is not in the range"),
-        ("learner prune", "Missing argument"),
+        ("learner prune", "needs a target"),
         ("-o yaml ps", "'yaml' is not one of"),
         ("sched admit --dry-run --budget-ms 1", "Missing option '--period-ms'"),
         ("syscall", "no syscall was named"),
