@@ -51,6 +51,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 TermName = Literal[
+    "task",
     "cka",
     "at",
     "rkd",
@@ -252,6 +253,8 @@ class Kd(Table):
         Annotated[list[Annotated[list[int], Field(min_length=2, max_length=2)]], Field(max_length=256)] | None
     ) = None
     """Pairs [student layer, teacher layer] of every term over layers. Absent: spread evenly."""
+    task: Weight = 1.0
+    """Factor of the task's share; 0 learns from the teacher alone, as the first stage of TinyBERT does."""
     cka: Weight = 0.0
     """Weight of 1 - CKA of mapped hidden states: unbiased, its sums averaged over batches. Usual: 0.2. This and every term below is
     off unless it is given a weight, and costs nothing then."""

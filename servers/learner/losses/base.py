@@ -1,6 +1,6 @@
 """What a loss term is, the settings that weigh the terms, and what a term may look at.
 
-Objective: L = (1 - mix) * task + mix * tau^2 * KL(p_T^tau || p_S^tau) + alpha * hint + the sum of the other terms, each times its weight.
+Objective: L = (1 - mix) * factor * task + mix * tau^2 * KL(p_T^tau || p_S^tau) + alpha * hint + the sum of the other terms, each times its weight.
 
 Responsible for: `KdSettings` with its limits, the rows a term sees, and the shape of a term. Refuses: settings outside their
 limits and cadences of terms that are not there (E2-LIMIT with the value and the limit).
@@ -37,6 +37,7 @@ class KdSettings:
     proj: str = "linear"
     mix: float = 0.5
     layer_map: tuple[tuple[int, int], ...] = ()
+    task: float = 1.0
     cka: float = 0.0
     at: float = 0.0
     rkd: float = 0.0

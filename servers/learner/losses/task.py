@@ -14,14 +14,14 @@ from servers.learner.losses.base import KdSettings, Rows, Term
 
 
 class TaskTerm(Term):
-    """(1 - mix) * task."""
+    """(1 - mix) * factor * task."""
 
     name = "task"
     needs = frozenset()
 
     def coefficient(self, kd: KdSettings) -> float:
-        """1 - mix."""
-        return 1.0 - kd.mix
+        """1 - mix, times the task's own factor."""
+        return (1.0 - kd.mix) * kd.task
 
     def value(self, rows: Rows, kd: KdSettings) -> Tensor:
         """Weighted mean cross-entropy in nats."""
