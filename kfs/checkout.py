@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 ROLES: Final = ("student", "teacher", "ema")
 ARCHITECTURES: Final = "policy/roles/state"
+CURSOR: Final = "cursor/engine/state"
+COUNT_AT_ONCE: Final = 1 << 20
+MINUS_ZERO: Final = 1 << 31
 NOTE: Final = "checkout.json"
 _ALIGN: Final = 8
 
@@ -54,6 +57,7 @@ def checkout(
         "architecture": {k: v for k, v in architecture.items() if k != "config"},
         "load": _how_to_load(architecture),
         "tensors": len(tensors),
+        "form": form_of(store, leaves, tensors, role),
         "files": ["model.safetensors", "config.json", *sorted(extra), NOTE],
     }
     temp = target.parent / f"{TEMP_PREFIX}{os.urandom(8).hex()}"
@@ -82,6 +86,34 @@ def tensors_of(leaves: Mapping[str, str], role: str) -> dict[str, str]:
     if role == "ema" and found:
         found = {name: ref for name, ref in _named(leaves, "student") if name not in found} | found
     return dict(sorted(found.items()))
+
+
+def form_of(store: Store, leaves: Mapping[str, str], tensors: Mapping[str, str], role: str) -> dict[str, Any]:
+    """What pruning left: {"kind": dense | sparse | smaller | "smaller, sparse", "parameters", "zeros", "removed"}.
+
+    Sparse is a tenth of zeros or more: they are written as zeros, so that the file is as large as before. Smaller is what has lost heads or
+    neurons: the tensors themselves are smaller.
+    """
+    stored = [store.get(ref) for ref in tensors.values()]
+    floats = [s for s in stored if s.dtype == "F32"]
+    zeros = sum(_zeros(s.data) for s in floats)
+    parameters = sum(s.data.nbytes // ITEM_BYTES[s.dtype] for s in stored)
+    removed = {"heads": 0, "neurons": 0, "parameters": 0}
+    if role != "teacher" and CURSOR in leaves:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            removed |= json.loads(bytes(store.get(leaves[CURSOR]).data))["pruning"]["removed"]
+    kinds = [k for k, holds in (("smaller", removed["parameters"]), ("sparse", zeros * 10 >= parameters)) if holds]
+    return {"kind": ", ".join(kinds) or "dense", "parameters": parameters, "zeros": zeros, "removed": removed}
+
+
+def _zeros(data: Buffer) -> int:
+    """Float32 numbers that are zero, of either sign."""
+    words = byte_view(data).cast("I")
+    found = 0
+    for at in range(0, len(words), COUNT_AT_ONCE):
+        part = words[at : at + COUNT_AT_ONCE].tolist()
+        found += part.count(0) + part.count(MINUS_ZERO)
+    return found
 
 
 def _named(leaves: Mapping[str, str], role: str) -> list[tuple[str, str]]:

@@ -79,7 +79,8 @@ TERM_WEIGHT_MAX: Final = 1_000.0
 TERM_EVERY_MAX: Final = 10_000
 """Steps between two evaluations of a term."""
 TERMS: Final = (
-    "task", "cka", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "embedding", "attention_mse", "minilm_at", "minilm_vr",
+    "task", "cka", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "embedding", "attention_mse",
+    "minilm_at", "minilm_vr",
 )  # fmt: skip
 """Terms with a weight of their own, which a manifest, an operator or a policy gives; all but the task are off until then."""
 SWAP_MODES: Final = ("ema", "checkpoint", "snapshot")

@@ -201,6 +201,17 @@ def checkout(ctx: Context, snap: str, directory: Path, role: str) -> None:
     doc = {"schema": "recuros.kfs.checkout/v1", "directory": str(directory), **note}
     text = [
         f"{directory}: {note['role']} of {note['snapshot']}, {note['tensors']} tensors",
+        f"{note['form']['kind']}: {_form(note['form'])}",
         f"load it with {note['load']}",
     ]
     ctx.emit(doc, "\n".join(text))
+
+
+def _form(form: dict[str, Any]) -> str:
+    parts = [f"{form['parameters']:,} parameters"]
+    if form["removed"]["parameters"]:
+        gone = ", ".join(f"{form['removed'][k]} {k}" for k in ("heads", "neurons") if form["removed"][k])
+        parts.append(f"{form['removed']['parameters']:,} are gone with {gone}")
+    if form["zeros"]:
+        parts.append(f"{form['zeros']:,} are zero, and written as zeros")
+    return "; ".join(parts)

@@ -380,7 +380,7 @@ class Engine:
             "generation": self.generation,
             "phase": None if self.phase is None else self.phase.to_map(),
             "projectors": self._projectors.key,
-            "pruning": self._pruning.schedule,
+            "pruning": self._pruning.to_map(),
             "optimizers": {owner: optimizer.steps for owner, optimizer in self._optimizers.items()},
             **({"parts": self._parts} if self._parts > 1 else {}),
         }

@@ -38,9 +38,13 @@ STEPS_SHARE: Final = 0.8
 
 
 class Pruning:
-    """`mask`: 1 where a weight is kept, 0 where it is pruned; None while nothing is. `schedule`: of movement or l0, while it runs."""
+    """`mask`: 1 where a weight is kept, 0 where it is pruned; None while nothing is. `schedule`: of movement or l0, while it runs.
+
+    `removed`: heads, neurons and parameters that the student's architecture has lost in this run.
+    """
 
     def __init__(self) -> None:
+        self.removed = {"heads": 0, "neurons": 0, "parameters": 0}
         self.mask: Tensor | None = None
         self.schedule: dict[str, Any] = {}
         self.scores: Tensor | None = None
@@ -164,6 +168,9 @@ class Pruning:
         if left is None:
             return None
         carry = roles.shrink(*smaller(student.model, units, left))
+        for unit, kept in zip(units, left, strict=True):
+            self.removed[unit.kind] += unit.count - len(kept)
+        self.removed["parameters"] += student.model.param_count - roles.student.model.param_count
         self.mask = carry(mask)
         # Padding of the new layout is zero in the mask and in everything else.
         if all(bool(view.all()) for view in roles.student.arena.views(self.mask)):
@@ -199,7 +206,7 @@ class Pruning:
     # State
 
     def capture(self) -> dict[str, Leaf]:
-        """Mask, scores and gates, where there are any; the schedule travels in the cursor."""
+        """Mask, scores and gates, where there are any; schedule and counts travel in the cursor."""
         leaves: dict[str, Leaf] = {}
         if self.mask is not None:
             leaves[MASK] = leaf_of(self.mask.to(torch.uint8))
@@ -209,10 +216,14 @@ class Pruning:
             leaves.update(self.gate_arena.leaves("gate", self.gate_arena.flat))
         return leaves
 
-    def restore(self, schedule: Mapping[str, Any], student: Role, leaves: Mapping[str, Leaf]) -> None:
-        """Inverse of `capture`."""
+    def to_map(self) -> dict[str, Any]:
+        """The part of the state that is no tensor."""
+        return {"schedule": self.schedule, "removed": self.removed}
+
+    def restore(self, state: Mapping[str, Any], student: Role, leaves: Mapping[str, Leaf]) -> None:
+        """Inverse of `capture` and `to_map`."""
         self.clear()
-        self.schedule = dict(schedule)
+        self.schedule, self.removed = dict(state["schedule"]), dict(state["removed"])
         shape = student.arena.flat
         if MASK in leaves:
             mask = torch.zeros(shape.shape, dtype=torch.uint8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from kfs.checkout import checkout
+from kfs.objects import NewObject
+from kfs.store import Store
 from servers.learner.engine import Engine
 from servers.learner.gates import BETA, GAMMA, ZETA, Gates, stretched
 from servers.learner.pruning import RAMP, movement_share
-from servers.models.registry import build
+from servers.models.registry import build, from_checkout
 from servers.models.structure import structure_of
 from syscalls import masks
 from syscalls.errors import RecurosError
@@ -419,3 +423,37 @@ def test_models_whose_parts_have_no_known_names_are_refused() -> None:
     engine.begin(DISTIL)
     with pytest.raises(RecurosError, match="heads and neurons of a mlp model"):
         engine.prune({"method": "l0", "target": 0.5})
+
+
+# What a checkout says
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind"),
+    [
+        (None, "dense"),
+        ({"sparsity": 0.5}, "sparse"),
+        ({"method": "heads", "heads": [[1, 1], [2, 1]]}, "smaller"),
+    ],
+)
+def test_a_checkout_says_whether_the_model_is_smaller_or_sparse_and_loads(
+    tmp_path: Path, spec: dict[str, Any] | None, kind: str
+) -> None:
+    engine = engine_at(3)
+    whole = engine.param_count("student")
+    if spec is not None:
+        engine.prune(spec)
+        run(engine, 1)
+    leaves = engine.capture()
+    objects = {leaf.id: NewObject(leaf.dtype, leaf.shape, leaf.data, "snapshot") for leaf in leaves.values()}
+    with Store.open_writer(tmp_path / "store") as store:
+        root, _ = store.put_snapshot({path: leaf.id for path, leaf in leaves.items()}, objects)
+        note = checkout(store, root, tmp_path / "out")
+    assert note["form"]["kind"] == kind
+    model = from_checkout(tmp_path / "out")
+    assert model.param_count == note["form"]["parameters"] == engine.param_count("student")
+    assert note["form"]["removed"]["parameters"] == whole - model.param_count
+    zeros = sum(int((p == 0).sum()) for p in model.module.parameters())
+    assert note["form"]["zeros"] == zeros
+    for name, p in engine.roles["student"].model.module.named_parameters():
+        assert torch.equal(p, model.module.get_parameter(name))

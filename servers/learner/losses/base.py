@@ -1,6 +1,7 @@
 """What a loss term is, the settings that weigh the terms, and what a term may look at.
 
-Objective: L = (1 - mix) * factor * task + mix * tau^2 * KL(p_T^tau || p_S^tau) + alpha * hint + the sum of the other terms, each times its weight.
+Objective: L = (1 - mix) * factor * task + mix * tau^2 * KL(p_T^tau || p_S^tau) + alpha * hint + the sum of the other terms, each
+times its weight.
 
 Responsible for: `KdSettings` with its limits, the rows a term sees, and the shape of a term. Refuses: settings outside their
 limits and cadences of terms that are not there (E2-LIMIT with the value and the limit).
