@@ -73,8 +73,17 @@ def check_projector(kind: str, student_width: int, teacher_width: int) -> None:
 
 
 def build_projectors(kind: str, count: int, student_width: int, teacher_width: int) -> nn.ModuleList:
-    """One phi per mapped layer: "linear" is learned; "none" is the identity and needs equal widths."""
+    """One phi per mapped layer: "linear" is learned; "none" is the identity and needs equal widths.
+
+    Between equal widths a learned map starts at the identity. After a swap the student *is* nearly its teacher; a map that starts at
+    random would pull it away from there by the largest gradient of the step, and over many generations both drift without a bound.
+    """
     check_projector(kind, student_width, teacher_width)
     if kind == "none":
         return nn.ModuleList(nn.Identity() for _ in range(count))
-    return nn.ModuleList(nn.Linear(student_width, teacher_width) for _ in range(count))
+    projectors = [nn.Linear(student_width, teacher_width) for _ in range(count)]
+    if student_width == teacher_width:
+        for phi in projectors:
+            nn.init.eye_(phi.weight)
+            nn.init.zeros_(phi.bias)
+    return nn.ModuleList(projectors)
