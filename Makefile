@@ -58,7 +58,8 @@ endef
 dist: $(STAMP)
 	rm -rf dist build/lib
 	$(BIN)/python -m build --wheel --no-isolation
-	$(BIN)/python -m zipfile -l dist/recuros-*.whl | grep -q 'servers/apps/digits.toml'
+	for name in servers/apps/digits.toml console/dash/static/index.html console/dash/static/js/pages/overview.js; do \
+	  $(BIN)/python -m zipfile -l dist/recuros-*.whl | grep -q "$$name" || exit 1; done
 	@ls -l dist
 
 clean:

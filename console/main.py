@@ -40,6 +40,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "nexus": ("console.verbs.nexus", "nexus", "From many teachers to one stand-alone student bundle."),
     "replay": ("console.verbs.replay", "replay", "Do windows and policies again, and compare bit for bit."),
     "bench": ("console.verbs.bench", "bench", "How fast this host is at what a runtime does."),
+    "dash": ("console.verbs.dash", "dash", "The dashboard, in a browser on this machine."),
     "syscall": ("console.verbs.syscall", "syscall", "Any syscall by name."),
     "shell": ("console.verbs.shell", "shell", "The same verbs over one connection."),
     "completion": ("console.verbs.completion", "completion", "Completion for bash, zsh and fish."),

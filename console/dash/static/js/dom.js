@@ -1,0 +1,134 @@
+// Elements, numbers and times. Text becomes text nodes everywhere: nothing that a record holds is ever read as markup.
+
+const SVG = "http://www.w3.org/2000/svg";
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes || {})) {
+    if (value === null || value === undefined || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else if (name === "style") Object.assign(element.style, value);
+    else if (name in element && typeof value === "boolean" && !(element instanceof SVGElement)) element[name] = value;
+    else element.setAttribute(name, value === true ? "" : value);
+  }
+  append(element, children);
+  return element;
+}
+
+function append(element, children) {
+  for (const child of children) {
+    if (Array.isArray(child)) append(element, child);
+    else if (child !== null && child !== undefined && child !== false) {
+      element.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    }
+  }
+}
+
+export const h = (tag, attributes, ...children) => fill(document.createElement(tag), attributes, children);
+export const s = (tag, attributes, ...children) => fill(document.createElementNS(SVG, tag), attributes, children);
+
+export function put(element, ...children) {
+  const made = document.createDocumentFragment();
+  append(made, children);
+  element.replaceChildren(made);
+  return element;
+}
+
+export function setText(element, text) {
+  const value = String(text);
+  if (element.textContent !== value) element.textContent = value;
+}
+
+const DASH = "–";
+const isNumber = (x) => typeof x === "number" && Number.isFinite(x);
+
+export function number(x, digits = 4) {
+  if (!isNumber(x)) return DASH;
+  if (x === 0) return "0";
+  const size = Math.abs(x);
+  if (size >= 1e6 || size < 1e-4) return x.toExponential(2).replace("e+", "e");
+  if (Number.isInteger(x)) return x.toLocaleString("en");
+  return Number(x.toPrecision(digits)).toLocaleString("en", { maximumFractionDigits: 6 });
+}
+export const count = (x) => (isNumber(x) ? Math.round(x).toLocaleString("en") : DASH);
+export const percent = (x, digits = 1) => (isNumber(x) ? `${(x * 100).toFixed(digits)} %` : DASH);
+
+export function bytes(x) {
+  if (!isNumber(x)) return DASH;
+  let unit = "B";
+  for (const next of ["kB", "MB", "GB", "TB"]) {
+    if (Math.abs(x) < 1000) break;
+    x /= 1000;
+    unit = next;
+  }
+  return `${unit === "B" ? x : x.toPrecision(3)} ${unit}`;
+}
+
+export function duration(ns) {
+  if (!isNumber(ns)) return DASH;
+  const size = Math.abs(ns);
+  if (size < 1e3) return `${Math.round(ns)} ns`;
+  if (size < 1e6) return `${(ns / 1e3).toPrecision(3)} µs`;
+  if (size < 1e9) return `${Math.round(ns / 1e6)} ms`;
+  const seconds = ns / 1e9;
+  if (size < 120e9) return `${seconds.toFixed(seconds < 10 ? 2 : 1)} s`;
+  if (size < 7200e9) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
+export const clock = (ms) => (ms ? new Date(ms).toLocaleTimeString("en-GB", { hour12: false }) : DASH);
+export const dateTime = (ms) => (ms ? new Date(ms).toISOString().replace("T", " ").slice(0, 23) + " UTC" : DASH);
+export const short = (id) => (typeof id === "string" ? (id.startsWith("b3:") ? id.slice(0, 11) : id.slice(0, 12)) : DASH);
+
+export function brief(value, width = 120) {
+  const text = words(value, 2);
+  return text.length > width ? `${text.slice(0, width - 1)}…` : text;
+}
+
+function words(value, depth) {
+  if (value === null || value === undefined || value === "") return DASH;
+  if (typeof value === "number") return number(value);
+  if (typeof value === "string") return value.startsWith("b3:") ? short(value) : value;
+  if (typeof value !== "object") return String(value);
+  if (depth === 0) return Array.isArray(value) ? `[${value.length}]` : "{…}";
+  if (Array.isArray(value)) return value.length > 6 ? `[${value.length}]` : `[${value.map((v) => words(v, depth - 1)).join(", ")}]`;
+  return Object.entries(value).map(([k, v]) => `${k} ${words(v, depth - 1)}`).join("  ") || DASH;
+}
+
+export const pill = (text, tone = "idle", title) => h("span", { class: "pill", "data-tone": tone, title }, text);
+export const recordLink = (seq) => h("a", { href: `#/ledger/${seq}` }, `#${seq}`);
+
+export function card(title, { note, tools, wide = "w12", flush = false, label } = {}, ...children) {
+  return h("section", { class: `card ${wide}${flush ? " flush" : ""}`, "aria-label": label || title },
+    (title || note || tools) && h("header", {}, title && h("h2", {}, title), note && h("span", { class: "note" }, note), tools && h("div", { class: "tools" }, tools)),
+    ...children);
+}
+
+export function head(title, text, ...tools) {
+  return h("div", { class: "page-head" }, h("div", {}, h("h1", {}, title), h("p", {}, text)), tools.length > 0 && h("div", { class: "tools" }, tools));
+}
+
+export function empty(title, text, command) {
+  return h("div", { class: "empty" }, h("b", {}, title), text && h("span", {}, text), command && h("code", {}, command));
+}
+
+export function table(columns, rows, { none = "nothing yet", label } = {}) {
+  if (!rows.length) return h("p", { class: "empty" }, none);
+  return h("div", { class: "scroll" },
+    h("table", { "aria-label": label },
+      h("thead", {}, h("tr", {}, columns.map((c) => h("th", { class: c.num && "num", scope: "col" }, c.name)))),
+      h("tbody", {}, rows.map((row) => h("tr", {}, columns.map((c) => h("td", { class: [c.num && "num", c.class].filter(Boolean).join(" ") || null }, c.of(row))))))));
+}
+
+export function segments(label, options, chosen, choose) {
+  const buttons = options.map(([value, text]) => h("button", { type: "button", "aria-pressed": String(value === chosen), onclick: () => {
+    for (const [i, b] of buttons.entries()) b.setAttribute("aria-pressed", String(options[i][0] === value));
+    choose(value);
+  } }, text));
+  return h("div", { class: "segments", role: "group", "aria-label": label }, buttons);
+}
+
+export function bar(share, tone) {
+  return h("div", { class: "bar", "aria-hidden": "true" }, h("i", { "data-tone": tone, style: { width: `${Math.max(0, Math.min(1, share || 0)) * 100}%` } }));
+}
+
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
