@@ -224,7 +224,8 @@ def test_pages_fit_a_phone_in_both_themes(browser: Browser, dashboard: Served) -
             colours.add(browser.js("return getComputedStyle(document.body).backgroundColor"))
         assert len(colours) == 2
         browser.js("document.getElementById('menu').click()")
-        assert browser.js("return getComputedStyle(document.getElementById('nav')).visibility") == "visible"
+        seen = "return getComputedStyle(document.getElementById('nav')).visibility"
+        until(lambda: browser.js(seen) == "visible", "the menu opens")
     finally:
         browser.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     assert browser.complaints() == []
