@@ -41,9 +41,9 @@ SETUP: Final = """\
   samples did not cause.
 - **Pairing**: the runs of a seed share teacher, samples, fresh student, order of batches and mixing. All arms take {steps:,} steps
   of at most 64 samples; the last checkpoint counts; nothing stops early.
-- **Tuning**: six trials an arm at each count (two learning rates by three of the arm's own settings), {tuning_seeds} seeds that no final
-  run uses, highest validation accuracy. The permuted control and the ablations run with the Observer's choice. All settings were tuned
-  with the perceptron teacher and are used with the other as they are.
+- **Tuning**: six trials an arm at each count (two learning rates by three of the arm's own settings), seeds that no final run
+  uses ({tuning_seeds}), highest mean validation accuracy. The permuted control and the ablations run with the
+  Observer's choice. All settings were tuned with the perceptron teacher and are used with the other as they are.
 - **The Observer's extra data**: its held-out calibration and its gate read the 197 validation samples, labels included. Tuning reads
   them for every arm, but no other arm has them during training. With all 1,197 labels there are none left: the gate is open and
   the calibration rule has no evidence.
@@ -57,7 +57,10 @@ def render(found: Row) -> str:
     meta = found["meta"]
     tuned = [row for row in found["tuning"] if row["chosen"]]
     setup = SETUP.replace("{steps:,}", f"{meta['steps']:,}")
-    setup = setup.replace("{tuning_seeds}", str(max((row["runs"] for row in tuned), default=0)))
+    setup = setup.replace(
+        "{tuning_seeds}",
+        ", ".join(f"{k} at {n:,} labels" for n, k in sorted({(row["n"], row["runs"]) for row in tuned})),
+    )
     parts = [
         "# E1: digits\n",
         f"Rendered from `results.json` by `{meta['command']}`; every figure is from there.\n",

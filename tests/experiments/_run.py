@@ -12,7 +12,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -35,15 +35,15 @@ Stage = Callable[[Journal], Sequence[Job]]
 class Experiment:
     """What an experiment is.
 
-    `stages(quick, count)`: what to run, each stage from the journal of those before. `run(job, folder)`: its result, and those of
-    runs that it needed. `report(journal, meta, folder)`: write results and page. `facts(quick)`: what the page says of the setup.
+    `stages(quick, count)`: what to run, each stage from the journal of those before. `run(job, folder)`: its result, after those
+    of runs that it needed. `report(journal, meta, folder)`: write results and page. `facts(quick)`: what the page says of the setup.
     `sources`: the experiment's own files that decide a result.
     """
 
     name: str
     doc: str
     stages: Callable[[bool, int], list[Stage]]
-    run: Callable[[Job, Path], list[tuple[Job, Result]]]
+    run: Callable[[Job, Path], Iterable[tuple[Job, Result]]]
     report: Callable[[Journal, dict[str, Any], Path], None]
     facts: Callable[[bool], dict[str, Any]]
     sources: tuple[Path, ...]

@@ -9,7 +9,7 @@ build/experiment/digits as they finish; the same command goes on. The full varia
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Final
@@ -34,25 +34,34 @@ from tests.experiments._run import Experiment, Stage, main
 QUICK_COUNTS: Final = (60, 300)
 QUICK_SEEDS: Final = 3
 QUICK_STEPS: Final = 300
+SCARCE: Final = 120
+"""Up to so many labels the samples that are drawn matter most, and a trial is run with every tuning seed; above, with the first."""
 
 
-def groups(quick: bool) -> list[tuple[str, Mapping[str, Arm], Sequence[int], int | None]]:
-    """Teacher, arms, counts, first seeds (None: all), in the order in which a run that is cut off should have them."""
+Group = tuple[str, Mapping[str, Arm], Sequence[int], slice]
+
+
+def groups(quick: bool) -> list[Group]:
+    """Teacher, arms, counts, seeds, in the order in which a run that is cut off should have them: some of everything, then all."""
+    some, few, every = slice(0, 12), slice(0, 5), slice(None)
     scarce = COUNTS[:2]
-    first: list[tuple[str, Mapping[str, Arm], Sequence[int], int | None]] = [
-        ("mlp", ARMS, COUNTS, None),
-        ("mlp", ABLATIONS, scarce[:1] if quick else scarce, None),
-    ]
     if quick:
-        return first
-    return [first[0], ("patch", ARMS, scarce, 5), first[1], ("patch", ARMS, COUNTS, 5), ("patch", ARMS, COUNTS, None)]
+        return [("mlp", ARMS, COUNTS, every), ("mlp", ABLATIONS, scarce[:1], every)]
+    return [
+        ("mlp", ARMS, COUNTS, some),
+        ("mlp", ABLATIONS, scarce[:1], some),
+        ("patch", ARMS, scarce[:1], few),
+        ("mlp", ARMS, COUNTS, every),
+        ("mlp", ABLATIONS, scarce, every),
+        ("patch", ARMS, COUNTS, few),
+        ("patch", ARMS, COUNTS, every),
+    ]
 
 
 def stages(quick: bool, count: int) -> list[Stage]:
     """Tuning, then the final runs."""
     counts = QUICK_COUNTS if quick else COUNTS
     seeds = SEEDS[: count or (QUICK_SEEDS if quick else len(SEEDS))]
-    tuning_seeds = TUNING_SEEDS[:1] if quick else TUNING_SEEDS
     steps = QUICK_STEPS if quick else STEPS
 
     def tune(_journal: Journal) -> Sequence[Job]:
@@ -61,14 +70,14 @@ def stages(quick: bool, count: int) -> list[Stage]:
             for n in counts
             for arm in TUNED
             for settings in trials(arm)
-            for seed in tuning_seeds
+            for seed in TUNING_SEEDS[: 1 if quick or n > SCARCE else None]
         ]
 
     def final(journal: Journal) -> Sequence[Job]:
         chosen = _digits_report.chosen(journal)
         found: dict[str, Job] = {}
-        for teacher, arms, some, first in groups(quick):
-            for seed, n, arm in product(seeds[:first], (n for n in counts if n in some), arms):
+        for teacher, arms, some, which in groups(quick):
+            for seed, n, arm in product(seeds[which], (n for n in counts if n in some), arms):
                 made = job("final", teacher, n, arm, seed, chosen[EVERY_ARM[arm].tuned, n], steps)
                 found.setdefault(key(made), made)
         return list(found.values())
@@ -76,14 +85,13 @@ def stages(quick: bool, count: int) -> list[Stage]:
     return [tune, final]
 
 
-def run(given: Job, folder: Path) -> list[tuple[Job, Result]]:
-    """A run, after that of its teacher where that is not there yet."""
+def run(given: Job, folder: Path) -> Iterator[tuple[Job, Result]]:
+    """That of its teacher where it is not there yet, kept before the run itself begins; then the run."""
     table, stage, teacher, seed = _digits.source(), given["stage"], given["teacher"], given["seed"]
     taught, result = _digits.teacher_of(folder / "teachers", table, teacher, stage, seed)
-    done = [(given, _digits.run(given, table, taught))]
     if result is not None:
-        done.insert(0, ({"stage": "teach", "for": stage, "teacher": teacher, "seed": seed}, result))
-    return done
+        yield {"stage": "teach", "for": stage, "teacher": teacher, "seed": seed}, result
+    yield given, _digits.run(given, table, taught)
 
 
 EXPERIMENT: Final = Experiment(
