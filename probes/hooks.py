@@ -237,6 +237,10 @@ class Dispatcher:
         """Whether an event hook has a program due at this step, so that its tensors are worth computing."""
         return self._active and any(attached.due for attached in self._event(hook).programs)
 
+    def watches(self, role: str) -> bool:
+        """Whether any program sits on a site of this role, so that its passes must really be made."""
+        return any(site.programs for group in self._by_role.get(role, {}).values() for site in group)
+
     def fire(self, hook: str, **tensors: Any) -> None:
         """Fire an event hook: `on_kd_step` with student_logits, teacher_logits, labels, ids, hidden (a sequence of
         (name, student, teacher)); `on_snapshot` and `on_prune` with what they have.

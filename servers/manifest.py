@@ -92,6 +92,7 @@ def boot_document(
         "data": manifest.data.model_dump(exclude_none=True),
         "policy": policy,
         "device": manifest.device.model_dump(exclude_none=True),
+        "cache": manifest.cache.model_dump(),
         "phases": phases,
         "lane_cpus": lane,
         "background_cpus": background,
@@ -424,6 +425,13 @@ def _check_data(path: Path, manifest: Manifest) -> None:
                 f"{spec.features or 'images of 8 x 8'} where the data has {wanted or 'images'}",
             )
             raise _refuse(path, *says, f"features = {wanted}" if wanted else "leave features out", "E2-MODEL")
+    if manifest.cache.teacher and getattr(data, "augment", "none") != "none":
+        raise _refuse(
+            path,
+            "cache.teacher",
+            f"outputs on inputs that augment = {getattr(data, 'augment', '')!r} changes cannot be kept",
+            'augment = "none", or leave cache.teacher out',
+        )
     for name in data.path_keys:
         value = getattr(data, name)
         if _is_path(name, value) and not Path(value).exists():

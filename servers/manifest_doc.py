@@ -37,6 +37,7 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ("`[ema]`", tables.Ema),
     ("`[policy]`", tables.Policy),
     ("`[device]`", tables.Device),
+    ("`[cache]`", tables.Cache),
     ("`[[probe]]`", tables.Probe),
     ("`[operator]`", tables.Operator),
     ("`[server.NAME]`", tables.Server),

@@ -479,6 +479,16 @@ class Device(Table):
         return self
 
 
+class Cache(Table):
+    """What is kept so that it need not be computed again; it changes no bit of a run."""
+
+    teacher: bool = False
+    """Keep the frozen teacher's outputs by sample, in memory and in the store. Inputs must be fixed: not with `augment`. Steps in which a
+    program watches the teacher's layers compute them all the same."""
+    megabytes: Annotated[int, Field(ge=1, le=1 << 20)] = 256
+    """Bound of the memory for it; what does not fit is computed."""
+
+
 class Probe(Table):
     """A probe that is attached before the first window."""
 
@@ -554,6 +564,7 @@ class Manifest(Table):
     data: Data
     policy: Policy = Policy()
     device: Device = Device()
+    cache: Cache = Cache()
     probe: Annotated[list[Probe], Field(max_length=limits.PROBES_MAX)] = []
     operator: Operator
     server: Annotated[dict[Name, Server], Field(min_length=1, max_length=limits.SERVERS_MAX)]

@@ -40,6 +40,7 @@ from servers.learner.projectors import Projectors
 from servers.learner.pruning import Pruning
 from servers.learner.roles import Carry, Role, Roles
 from servers.learner.state import Leaf, blob_of, copy_into, leaf_of, tensor_of, value_of
+from servers.learner.teacher_cache import TeacherCache
 from servers.models.evaluate import evaluate
 from servers.models.model import Batch, Model
 from servers.models.registry import build, check_pair
@@ -89,6 +90,10 @@ class Engine:
     def roles(self) -> dict[str, Role]:
         """Role -> model and arena, as they are now."""
         return self._roles.held
+
+    def keep_teacher_outputs(self, cache: TeacherCache | None) -> None:
+        """Serve the frozen teacher's outputs from `cache` where inputs repeat; None computes them each time."""
+        self._objective.cache = cache
 
     # Settings
 

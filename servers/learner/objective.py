@@ -21,6 +21,7 @@ from servers.learner.losses.hint import checked_map
 from servers.learner.phase import Phase
 from servers.learner.projectors import Projectors
 from servers.learner.roles import Roles
+from servers.learner.teacher_cache import TeacherCache
 from servers.learner.trace import Seen, Trace, strided, trace_rows
 from servers.models.model import Batch, Model, Output, valid_rows
 from syscalls.errors import RecurosError
@@ -69,7 +70,11 @@ def due_terms(kd: KdSettings, phase_step: int) -> list[tuple[Term, float]]:
 
 
 class Objective:
-    """L of a batch under given settings. `memory`: what terms remember between steps; part of the state."""
+    """L of a batch under given settings.
+
+    `memory`: what terms remember between steps; part of the state. `cache`: where the teacher's outputs are kept, if anywhere; it changes
+    no bit, so it is no part of it.
+    """
 
     def __init__(self, roles: Roles, projectors: Projectors, dispatcher: Dispatcher | None, seed: int) -> None:
         self._roles = roles
@@ -77,6 +82,7 @@ class Objective:
         self._dispatcher = dispatcher
         self._seed = seed
         self.memory = Memory()
+        self.cache: TeacherCache | None = None
 
     def loss(
         self, batch: Batch, phase: Phase, settings: KdSettings, step: int, phase_step: int
@@ -94,10 +100,7 @@ class Objective:
         asked = {name: True for name, wanted in asked.items() if wanted}
         model = self._roles.held[phase.train].model
         out = model.forward(batch, **asked)
-        teacher: Output | None = None
-        if fires or "teacher" in needs:
-            with torch.no_grad():
-                teacher = self._roles.teacher.model.forward(batch, **asked)
+        teacher = self._teach(batch, asked, settings) if fires or "teacher" in needs else None
         rows = self._rows(model, batch, out, teacher, kd, phase.label_smoothing, needs, step)
         values = [term.value(rows, kd) for term, _ in terms]
         loss = sum((c * v for (_, c), v in zip(terms, values, strict=True)), start=rows.student.new_zeros(()))
@@ -108,6 +111,22 @@ class Objective:
         trace = None if teacher is None or rows.teacher is None else _trace(rows, out, batch)
         named = {term.name: value for (term, _), value in zip(terms, numbers[1:], strict=True)} | rows.reports
         return loss, StepMetrics(step, numbers[0], 0.0, 0.0, rows.targets.numel(), named, trace)
+
+    def _teach(self, batch: Batch, asked: dict[str, bool], kd: KdSettings) -> Output:
+        """The teacher's output, computed or as it was kept."""
+        role = self._roles.teacher
+
+        def compute() -> Output:
+            with torch.no_grad():
+                return role.model.forward(batch, **asked)
+
+        watched = self._dispatcher is not None and self._dispatcher.watches("teacher")
+        if self.cache is None or watched:  # a program that watches the teacher wants to see it run
+            return compute()
+        layers = frozenset([t for _, t in layer_map(kd, self._roles)] + [role.model.num_layers])
+        if kd.embedding:
+            layers |= {0}
+        return self.cache.output(role, batch, layers, asked, compute)
 
     def _rows(
         self,

@@ -26,8 +26,10 @@ from servers.learner.entry import batches_of, enter
 from servers.learner.papers import Extras, papers_of
 from servers.learner.programs import Programs, Saved
 from servers.learner.provenance import code_digest, environment, environment_digest
+from servers.learner.shelf import Shelf
 from servers.learner.state import DTYPES, Leaf, byte_view, tensor_of
 from servers.learner.subject import subject_of
+from servers.learner.teacher_cache import TeacherCache
 from servers.learner.trace import COLUMNS, joined
 from servers.models.hf import HfModel
 from servers.models.model import Batch
@@ -40,6 +42,7 @@ PROGRESS_STEPS: Final = 5
 PROGRESS_NS: Final = 100_000_000
 MAPS_REPORT_BYTES_MAX: Final = 256 << 10
 """Of the maps of all programs in what a window reports; the rest is in their pages."""
+CACHE_MEGABYTES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class LearnerService:
         self._last_batch: Batch = {}
         self._leased = -1
         self._programs = Programs(kernel, self._dispatcher, self._refreshed, self._subject)
+        self._shelf = Shelf(kernel, self._refreshed)
+        self._outputs = self._teacher_cache()
         self._engine = self._build()
         leaves = self._engine.capture()
         self._state = Held(self._engine.root_of(leaves), leaves)
@@ -125,11 +130,33 @@ class LearnerService:
         if device.type != "cpu":
             config["model"]["device"] = str(device)  # and so in the papers that a replay reads
         engine = Engine(dict(config["model"]), int(config["seed"]), self._dispatcher)
+        engine.keep_teacher_outputs(self._outputs)
         length = (config.get("data") or {}).get("seq_len")
         for role in engine.roles.values():
             if length is not None and isinstance(role.model, HfModel):
                 role.model.check_takes(int(length))
         return engine
+
+    def _teacher_cache(self) -> TeacherCache | None:
+        """As `[cache]` says; refused where inputs are not fixed."""
+        table = self._kernel.config.get("cache") or {}
+        if not table.get("teacher"):
+            return None
+        augment = (self._kernel.config.get("data") or {}).get("augment", "none")
+        if augment != "none":
+            raise RecurosError(
+                "E2-MANIFEST",
+                f"[cache] teacher = true with [data] augment = {augment!r}: inputs are not fixed",
+                hint='augment = "none", or leave [cache] teacher out',
+            )
+        bytes_max = int(table.get("megabytes", CACHE_MEGABYTES)) << 20
+        return TeacherCache(environment_digest(environment()), bytes_max, self._shelf.load)
+
+    def _store_outputs(self, *, all_of_it: bool = False) -> None:
+        """Between windows, once no new sample came for a window: what other processes may use."""
+        if self._outputs is not None and (self._outputs.settled() or all_of_it):
+            for key, parts in self._outputs.fresh():
+                self._shelf.keep(key, parts)
 
     def idle(self) -> bool:
         """Run the next granted window to its end; True while more are queued."""
@@ -280,6 +307,7 @@ class LearnerService:
         )
         self._state = Held(root, leaves)
         self._programs.between_windows()
+        self._store_outputs()
 
     def _train(self, grant: Grant, page: ReadPage) -> tuple[list[StepMetrics], int]:
         """Every micro-step of the window; returns what they did and the nanoseconds they took."""

@@ -33,6 +33,8 @@ LATE_NS = 1 << 60
 class Session:
     """A kernel session: a real archivist behind it, real sealed pages, every syscall kept; something may happen at any pump."""
 
+    direct_caller = ""
+
     def __init__(self, path: Path) -> None:
         self.config: dict[str, Any] = {
             "store": str(path),
