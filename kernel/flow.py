@@ -13,7 +13,8 @@ from typing import Any
 from kernel import channels, device, outbox, programs, reserve
 from kernel.broker import answer, fair_job, move_page, release_page, request, tell
 from kernel.events import Kill
-from kernel.plan import finished, next_cursor, plan_complete, plan_directives, stream_step
+from kernel.plan import finished, next_cursor, phase_after, plan_complete, plan_directives, stream_step
+from kernel.policy import directives_at, end_phase
 from kernel.state import KERNEL, Caller, Cursor, State, Turn
 from kernel.steer import (
     evaluate,
@@ -21,8 +22,8 @@ from kernel.steer import (
     policy_at,
     policy_decided,
     policy_timeout,
+    sources_for,
     waiting_for_probes,
-    weights_for,
     without_overridden,
 )
 from kernel.stop import stop_plan
@@ -54,13 +55,14 @@ def advance(t: Turn) -> None:
 
 def _prefetch(t: Turn, window: int, c: Cursor) -> None:
     s = t.state
+    if window == s.next_window and end_phase(s, phase_after(s, c)):
+        c = s.cursor
+        if window in s.prefetch:
+            release_page(t, KERNEL, s.prefetch.pop(window)[0])
     if window in s.filling or c.phase >= len(s.config.phases) or s.servers["dataset"].state != "ready":
         return
     phase = s.config.phases[c.phase]
-    sources = {
-        "weights": weights_for(s, window) if phase.spec.get("train") == "student" else "",
-        "gate": {k: v for k, v in s.gate.items() if k == "mask"},
-    }
+    sources = sources_for(s, window, str(phase.spec.get("train")))
     have = s.prefetch.get(window)
     if have is not None:
         if have[2] == sources or not policy_decided(s, window):
@@ -106,6 +108,7 @@ def _grant(t: Turn) -> None:
     page, batch, sources = s.prefetch.pop(wid)
     settings = policy_at(s, wid)
     planned = plan_directives(s, c)
+    asked = directives_at(s, wid, str(phase.spec.get("train")))
     w = Window(
         id=wid,
         attempt=1 + s.failures_in_a_row,
@@ -130,7 +133,7 @@ def _grant(t: Turn) -> None:
     device.window_began(s, w, t.now_ns)
     s.windows[wid] = w
     s.directives = []
-    w.swaps = sum(kind == "swap" for kind, _ in planned + w.directives)
+    w.swaps = sum(kind == "swap" for kind, _ in planned + asked + w.directives)
     w.generation = s.generation + w.swaps
     w.rng_base = s.rng
     s.policy, s.policy_seq = w.policy, w.policy_seq
@@ -138,7 +141,7 @@ def _grant(t: Turn) -> None:
     s.policies = {at: settings for at, settings in s.policies.items() if at >= oldest}
     s.counts["granted"] += 1
     s.cursor, s.next_window = next_cursor(s, c), wid + 1
-    swaps = planned + w.directives
+    swaps = planned + asked + w.directives
     outbox.record(
         t,
         "window.grant",
@@ -160,6 +163,9 @@ def _grant(t: Turn) -> None:
     )
     if planned:
         outbox.record(t, "swap", {"mode": planned[0][1]["mode"], "window": wid}, actor="kernel:plan")
+    for kind, args in asked:
+        what = {"mode": args["mode"]} if kind == "swap" else {"mask_spec": args, "report": {}}
+        outbox.record(t, kind, {**what, "window": wid}, actor="kernel:policy")
     tell(
         t,
         "learner.grant",

@@ -310,19 +310,22 @@ def _fold(s: State, r: Record) -> None:
         steer.operator_set(s, kd)
     elif r.kind is RecordKind.RESTORE:
         s.directives.append(["restore", {"snapshot": a["snapshot"]}])
+    elif r.actor == "kernel:policy":
+        pass  # it follows from the policy's own record
     elif r.kind is RecordKind.SWAP and r.actor != "kernel:plan":
         s.directives.append(["swap", {"mode": a["mode"]}])
     elif r.kind is RecordKind.PRUNE:
         s.directives.append(["prune", a["mask_spec"]])
     elif r.kind is RecordKind.GATE_SET:
         s.gate = a["criteria"]
-    elif r.kind is RecordKind.POLICY and a["settings"]:
+    elif r.kind is RecordKind.POLICY and a["settings"] and "refused" not in a["settings"]:
         settings = steer.without_overridden(s, a["window"], a["settings"])
-        weights, evidence = (*r.input_ids, "", "")[:2] if a["settings"].get("weights") else ("", (*r.input_ids, "")[0])
         s.policies[max(a["applies_at"], s.next_window)] = {
             **settings,
-            "weights": weights,
-            "evidence": evidence,
+            "weights": a["settings"].get("weights") or "",
+            "evidence": ([x for x in r.input_ids if x not in (settings.get("weights"), settings.get("order"))] or [""])[
+                -1
+            ],
             "seq": r.seq,
         }
     elif r.kind is RecordKind.PROBE_ATTACH:

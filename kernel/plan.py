@@ -14,7 +14,12 @@ from kernel.state import Cursor, State, Turn
 
 def plan_complete(s: State) -> bool:
     """Whether every phase of the plan has been granted."""
-    return s.cursor.phase >= len(s.config.phases)
+    return plan_over(s, s.cursor)
+
+
+def plan_over(s: State, c: Cursor) -> bool:
+    """Whether this position lies behind the last phase."""
+    return c.phase >= len(s.config.phases)
 
 
 def next_cursor(s: State, c: Cursor) -> Cursor:
@@ -22,6 +27,14 @@ def next_cursor(s: State, c: Cursor) -> Cursor:
     phase = s.config.phases[c.phase]
     if c.window + 1 < phase.windows:
         return c._replace(window=c.window + 1)
+    return phase_after(s, c)
+
+
+def phase_after(s: State, c: Cursor) -> Cursor:
+    """Where the plan goes on when the phase at this position is over."""
+    if plan_over(s, c):
+        return c
+    phase = s.config.phases[c.phase]
     if phase.repeat and s.config.detached:
         return Cursor(c.phase, 0, c.repeats + 1)
     return Cursor(c.phase + 1, 0, 0)

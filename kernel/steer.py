@@ -12,6 +12,7 @@ from typing import Any
 from kernel import outbox, programs, reserve
 from kernel.broker import answer, answer_error, end_job, move_page, release_page, request
 from kernel.plan import finished, next_step
+from kernel.policy import check_policy
 from kernel.sched import Reservation, admit
 from kernel.state import KERNEL, Caller, Probe, State, Turn
 from probes import catalogue
@@ -30,9 +31,13 @@ def policy_decided(s: State, window: int) -> bool:
     return not s.config.deterministic or all(k + limits.POLICY_LAG_WINDOWS > window for k in s.awaiting_policy)
 
 
-def weights_for(s: State, window: int) -> str:
-    """Object id of the sample weights in force at a window; empty: all one."""
-    return str(policy_at(s, window).get("weights") or "")
+def sources_for(s: State, window: int, train: str) -> dict[str, Any]:
+    """What a window's batches are made by besides the manifest: weights (empty: all one), and in the gate its mask and the order."""
+    settings = policy_at(s, window) if train == "student" else {}
+    gate = {k: v for k, v in s.gate.items() if k == "mask"}
+    if settings.get("order"):
+        gate["order"] = settings["order"]
+    return {"weights": str(settings.get("weights") or ""), "gate": gate}
 
 
 def evaluate(t: Turn, snapshot: str, split: str, caller: Caller | None, generation: int) -> None:
@@ -109,7 +114,7 @@ def submit_policy(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) ->
 
 
 def _store(t: Turn, data: dict[str, Any]) -> None:
-    objects = [["policy", "weights"], ["cal", "evidence"]]
+    objects = [["policy", "weights"], ["cal", "evidence"], ["policy", "order"]]
     request(t, "put", "archivist.put", {"objects": objects, "page": data["page"]}, **data)
 
 
@@ -121,50 +126,31 @@ def store_parked(t: Turn) -> None:
         _store(t, pending.data)
 
 
-def check_policy(settings: dict[str, Any]) -> None:
-    """The typed bounds of a policy; E2-LIMIT names key, value and bound."""
-    bounds = {
-        "temperature": (limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX),
-        "mix": (0.0, 1.0),
-        "alpha": (0.0, limits.ALPHA_MAX),
-        "weights": (0, 1),
-        **dict.fromkeys(limits.TERMS, (0.0, limits.TERM_WEIGHT_MAX)),
-    }
-    for key, value in settings.items():
-        if key == "evidence":
-            if not isinstance(value, dict):
-                raise RecurosError("E2-LIMIT", "policy evidence must be a map of figures")
-            continue
-        if key not in bounds:
-            raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r}", hint=f"it can set: {', '.join(bounds)}")
-        low, high = bounds[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
-            raise RecurosError(
-                "E2-LIMIT", f"policy {key} = {value!r} is outside [{low}, {high}]", hint="the policy is refused"
-            )
-
-
 def policy_stored(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
-    """Weights and evidence are durable; now the record."""
-    weights, evidence = values["ids"]
+    """Weights, order and evidence are durable; now the record. A refusal is recorded and changes nothing."""
+    weights, evidence, order = (*values["ids"], "")[:3]
     if "page" in data:
         release_page(t, KERNEL, data["page"])
-    settings = {k: v for k, v in data["settings"].items() if k != "evidence"}
-    if data["settings"]:
+    given = data["settings"]
+    settings = {k: v for k, v in given.items() if k not in ("evidence", "order")}
+    if given and "refused" not in given:
         settings["weights"] = weights
-    recorded = {**settings, "evidence": data["settings"].get("evidence", {})} if data["settings"] else {}
+        if order:
+            settings["order"] = order
+    recorded = {**settings, "evidence": given.get("evidence", {})} if given else {}
+    in_force = {**settings, "evidence": evidence} if given and "refused" not in given else {}
     applies_at = data["window"] + limits.POLICY_LAG_WINDOWS
     outbox.record(
         t,
         "policy",
         {"window": data["window"], "applies_at": applies_at, "settings": recorded, "pack": data["pack"]},
         actor="observer",
-        inputs=tuple(x for x in (weights, evidence) if x),
+        inputs=tuple(x for x in (weights, order, evidence) if x),
         then="policy",
         then_data={
             "window": data["window"],
             "applies_at": applies_at,
-            "settings": {**settings, "evidence": evidence} if settings else {},
+            "settings": in_force,
             "caller": data["caller"],
         },
     )

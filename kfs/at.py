@@ -400,9 +400,9 @@ def _kd_set(s: State, r: Record) -> None:
 
 def _swap(s: State, r: Record) -> None:
     mode, window = r.args["mode"], r.args["window"]
-    if r.actor == "kernel:plan":
+    if r.actor.startswith("kernel:"):  # of the plan, or of the policy that applies from this window
         if window in s.windows:
-            s.windows[window].planned = 1
+            s.windows[window].planned += 1
     else:
         s.directives.append(["swap", {"mode": mode}])
     s.swaps.append({"seq": r.seq, "mode": mode, "window": window, "by": r.actor})
@@ -417,7 +417,11 @@ def _generation(s: State, r: Record) -> None:
 
 
 def _prune(s: State, r: Record) -> None:
-    s.directives.append(["prune", r.args["mask_spec"]])
+    if r.actor == "kernel:policy":
+        if r.args["window"] in s.windows:
+            s.windows[r.args["window"]].planned += 1
+    else:
+        s.directives.append(["prune", r.args["mask_spec"]])
     s.prunes.append(
         {"seq": r.seq, "window": r.args["window"], "by": r.actor, **{k: r.args[k] for k in ("mask_spec", "report")}}
     )
@@ -432,13 +436,13 @@ def _policy(s: State, r: Record) -> None:
     figures = a["settings"].get("evidence")
     if isinstance(figures, dict):
         s.thresholds |= {k: v for k, v in figures.items() if k.startswith(("ood", "mahalanobis"))}
-    if not a["settings"]:
+    if not a["settings"] or "refused" in a["settings"]:
         if a["pack"] in ("timeout", "lost"):
             s.absent[a["window"]] = a["pack"]
         return
     plain = {k: v for k, v in a["settings"].items() if k not in ("evidence", "weights")}
     weights = a["settings"].get("weights") or ""
-    inputs = [i for i in r.input_ids if i != weights]
+    inputs = [i for i in r.input_ids if i not in (weights, plain.get("order"))]
     s.policies[a["applies_at"]] = Policy(
         r.seq,
         a["window"],

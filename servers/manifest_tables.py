@@ -434,8 +434,8 @@ class Policy(Table):
 
     model_config = ConfigDict(extra="allow")
     more_numbers: ClassVar[bool] = True
-    pack: Literal["starter", "static"] = "starter"
-    """`starter` steers temperature and sample weights; `static` changes nothing. Further keys are numbers of the pack."""
+    pack: Literal["starter", "static", "distilbert", "tinybert", "minilm", "born-again", "snapshot"] = "starter"
+    """See [policy packs](policy-packs.md). `static` changes nothing. Further keys are numbers of the pack."""
 
 
 class Device(Table):

@@ -83,6 +83,8 @@ TERMS: Final = (
     "minilm_at", "minilm_vr",
 )  # fmt: skip
 """Terms with a weight of their own, which a manifest, an operator or a policy gives; all but the task are off until then."""
+PRUNE_MAX: Final = 0.95
+"""Largest share of weights that a policy may prune; an operator may go further."""
 SWAP_MODES: Final = ("ema", "checkpoint", "snapshot")
 STEPS_PER_WINDOW_MAX: Final = 100_000
 WINDOW_MS_MAX: Final = 86_400_000

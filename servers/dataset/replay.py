@@ -12,12 +12,13 @@ import sys
 from typing import Any, BinaryIO
 
 import msgpack
+from numpy.typing import NDArray
 
 from kfs.store import Store
 from servers.dataset.augment import augment_of
 from servers.dataset.server import BATCH_DEFAULT, read_array
 from servers.dataset.sources import load, options
-from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
+from servers.dataset.stream import Stream, Window, page_rows, sample_order, sample_weights
 from syscalls.errors import RecurosError
 from syscalls.pages import pack_arrays
 
@@ -33,15 +34,16 @@ class Source:
         self.stream = Stream(table, seed, batch, augment_of(data))
         self.digest = table.digest()
 
+    def window(self, store: Store, window: dict[str, Any]) -> Window:
+        """The batches of a recorded window, with its recorded sample weights, gate and order."""
 
-def weights_of(store: Store, stream: Stream, window: dict[str, Any]) -> Weights | None:
-    """The recorded sample weights and gate of a window."""
-    return sample_weights(
-        stream.n_train,
-        str(window["weights"]),
-        dict(window["gate"]),
-        lambda name, dtype: read_array(store, name, dtype),
-    )
+        def read(name: str, dtype: str) -> NDArray[Any]:
+            return read_array(store, name, dtype)
+
+        n, gate = self.stream.n_train, dict(window["gate"])
+        weights = sample_weights(n, str(window["weights"]), gate, read)
+        order = sample_order(n, gate, read)
+        return self.stream.window(phase_name(window), window["step0"], window["steps"], weights, order)
 
 
 def phase_name(window: dict[str, Any]) -> str:
@@ -73,9 +75,7 @@ def run(plan: dict[str, Any], out: BinaryIO) -> None:
                         raise RecurosError("E4-NOENT", "the record names no papers of its run")
                     sources[name] = Source(papers)
                 source = sources[name]
-                made = source.stream.window(
-                    phase_name(window), window["step0"], window["steps"], weights_of(store, source.stream, window)
-                )
+                made = source.window(store, window)
             except RecurosError as error:
                 answer(out, [], {"error": error.to_wire()})
                 continue

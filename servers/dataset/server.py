@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from kfs.store import Store
 from servers.dataset.augment import augment_of, check_augment
 from servers.dataset.sources import load, options
-from servers.dataset.stream import Stream, Weights, page_rows, sample_weights
+from servers.dataset.stream import Stream, Weights, page_rows, sample_order, sample_weights
 from servers.dataset.table import SPLITS, data_error
 from syscalls.pages import WritePage, pack_arrays
 from syscalls.serve import Handler, Kernel, serve
@@ -72,7 +72,8 @@ class DatasetService:
     ) -> dict[str, Any]:
         """The batches of a window: arrays "b<i>/<column>" in a page, and the digest of their ids and weights."""
         name = str(phase.get("name", ""))
-        made = self.stream.window(name, step0, steps, self._weights(weights, gate))
+        order = sample_order(self.stream.n_train, gate, self._object)
+        made = self.stream.window(name, step0, steps, self._weights(weights, gate), order)
         rows = [row for i, columns in enumerate(made.batches) for row in page_rows(f"b{i}/", columns)]
         meta: dict[str, Any] = {"window": window, "phase": name, "step0": step0, "steps": steps}
         if made.unweighted:

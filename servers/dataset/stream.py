@@ -4,7 +4,8 @@ Responsible for: batch p of a phase as a pure function of (seed, phase name, p, 
 again, in any order, in any process. Refuses: weights that are not finite or not one per training sample.
 
 Epoch e of a phase is a permutation of the training samples seeded by (seed, phase, e); batch p takes the positions
-[p * B, (p + 1) * B) of the epochs laid end to end, so a last, partial batch is filled from the next epoch.
+[p * B, (p + 1) * B) of the epochs laid end to end, so a last, partial batch is filled from the next epoch. Under a curriculum the
+permutation is sorted by the samples' difficulty in ten steps, easy ones first; within a step it stays as it was.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from servers.dataset.augment import Augment
 from servers.dataset.table import Columns, Table, data_error
 
 Weights = NDArray[np.float32]
+CURRICULUM_STEPS = 10
 DTYPES = {np.dtype(np.float32): "F32", np.dtype(np.int64): "I64"}
 """Page dtype names of the only two types a batch has."""
 
@@ -59,35 +61,48 @@ class Stream:
         self.table, self.seed, self.batch, self.augment = table, seed, batch, augment
         self.n_train = table.size("train")
 
-    def ids(self, phase: str, position: int) -> NDArray[np.int64]:
-        """The sample ids of batch `position`: I64 [B]."""
+    def ids(self, phase: str, position: int, order: Weights | None = None) -> NDArray[np.int64]:
+        """The sample ids of batch `position`: I64 [B]. `order`: difficulties F32 [n_train], see `by_difficulty`."""
         place = np.arange(position * self.batch, (position + 1) * self.batch, dtype=np.int64)
         epochs, offsets = np.divmod(place, self.n_train)
         ids = np.empty(self.batch, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            ids[here] = permutation(self.seed, phase, int(epoch), self.n_train)[offsets[here]]
+            drawn = permutation(self.seed, phase, int(epoch), self.n_train)
+            ids[here] = (drawn if order is None else by_difficulty(drawn, order))[offsets[here]]
         return ids
 
-    def make(self, phase: str, position: int, weights: Weights | None) -> tuple[Columns, bool]:
+    def make(
+        self, phase: str, position: int, weights: Weights | None, order: Weights | None = None
+    ) -> tuple[Columns, bool]:
         """Batch `position` with "ids" and "weight", and whether its weights fell back to one."""
-        ids = self.ids(phase, position)
+        ids = self.ids(phase, position, order)
         columns = self.table.rows("train", ids)
         if self.augment is not None:
             columns = self.augment(columns, generator("augment", self.seed, phase, position))
         weight, fell_back = batch_weights(weights, ids)
         return {**columns, "ids": ids, "weight": weight}, fell_back
 
-    def window(self, phase: str, step0: int, steps: int, weights: Weights | None) -> Window:
+    def window(
+        self, phase: str, step0: int, steps: int, weights: Weights | None, order: Weights | None = None
+    ) -> Window:
         """Batches step0 .. step0 + steps - 1, and the BLAKE3 of their ids and weights in order."""
         hasher, batches, unweighted = blake3(), [], []
         for position in range(step0, step0 + steps):
-            columns, fell_back = self.make(phase, position, weights)
+            columns, fell_back = self.make(phase, position, weights, order)
             hasher.update(columns["ids"].tobytes() + columns["weight"].tobytes())
             batches.append(columns)
             if fell_back:
                 unweighted.append(position)
         return Window(batches, hasher.hexdigest(), unweighted)
+
+
+def by_difficulty(drawn: NDArray[np.int64], difficulty: Weights) -> NDArray[np.int64]:
+    """The permutation, sorted by tenths of the difficulties' ranks; ties go by sample, and a tenth keeps its order."""
+    ranks = np.empty(len(difficulty), dtype=np.int64)
+    ranks[np.argsort(difficulty, kind="stable")] = np.arange(len(difficulty))
+    tenth = ranks * CURRICULUM_STEPS // len(difficulty)
+    return drawn[np.argsort(tenth[drawn], kind="stable")]
 
 
 def batch_weights(weights: Weights | None, ids: NDArray[np.int64]) -> tuple[Weights, bool]:
@@ -113,9 +128,11 @@ def sample_weights(
 
     `read(object id, dtype)` gives an object of the store.
     """
-    unknown = sorted(set(gate) - {"mask"})
+    unknown = sorted(set(gate) - {"mask", "order"})
     if unknown:
-        raise data_error(f"gate criterion {unknown[0]!r} is not a list of samples", 'a gate is {} or {"mask": id}')
+        raise data_error(
+            f"gate criterion {unknown[0]!r} is not a list of samples", 'a gate is {} or {"mask": id, "order": id}'
+        )
     values: Weights | None = None
     if weights:
         values = check_weights(read(weights, "F32"), n_train, f"weights {weights}")
@@ -124,6 +141,12 @@ def sample_weights(
         open_samples = (mask > 0).astype(np.float32)
         values = open_samples if values is None else values * open_samples
     return values
+
+
+def sample_order(n_train: int, gate: Mapping[str, Any], read: Callable[[str, str], NDArray[Any]]) -> Weights | None:
+    """The difficulties of the curriculum in force; None when there is none."""
+    name = str(gate.get("order") or "")
+    return check_weights(read(name, "F32"), n_train, f"order {name}") if name else None
 
 
 def check_weights(values: NDArray[Any], n_train: int, where: str) -> Weights:

@@ -137,6 +137,11 @@ class Engine:
             self._policy = before
             raise
 
+    @property
+    def place(self) -> dict[str, int]:
+        """Where the phase is, in steps, and how many it has."""
+        return {} if self.phase is None else {"phase_step": self.phase_step, "phase_steps": self.phase.steps_total}
+
     def begin(self, phase: dict[str, Any], kd: dict[str, Any] | None = None) -> None:
         """Start a phase at its first step with a fresh optimizer; `kd` changes the operator's settings."""
         self.phase = phase_of(phase)

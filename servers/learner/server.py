@@ -477,6 +477,7 @@ class LearnerService:
             "lr": done[-1].lr,
             "step": self._engine.step,
             "steps": count,
+            **self._engine.place,
             "step_ms": step_ns / count / 1e6,
             "teacher_params": self._engine.param_count("teacher"),
             "student_params": self._engine.param_count("student"),

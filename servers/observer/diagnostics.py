@@ -102,12 +102,39 @@ def diagnose(trace: Trace) -> Figures:
     }
 
 
+PER_SAMPLE: Final = ("disagreement", "entropy", "distance")
+
+
 class Samples:
-    """Moving averages per training sample: disagreement with the teacher, and the teacher's entropy. NaN: not seen yet."""
+    """Per training sample: moving averages of the disagreement with the teacher and of the teacher's entropy, and its distance.
+
+    NaN: not seen yet. `distance` is from the teacher's training data, `threshold` what held-out data rarely exceeds (`ood`); both
+    are of one look in a generation.
+    """
 
     def __init__(self, n: int) -> None:
         self.disagreement: Floats = np.full(n, np.nan)
         self.entropy: Floats = np.full(n, np.nan)
+        self.distance: Floats = np.full(n, np.nan)
+        self.threshold = math.nan
+
+    @property
+    def outliers(self) -> NDArray[np.bool_]:
+        """Which samples lie beyond the threshold; none before there was a look."""
+        return self.distance > self.threshold  # a comparison with NaN is false
+
+    def look(self, distance: Floats, threshold: float) -> None:
+        """Take a look's distances, of the first samples, and its threshold."""
+        self.grow(len(distance))
+        self.distance[: len(distance)] = distance.astype(np.float32)
+        self.threshold = threshold
+
+    def grow(self, n: int) -> None:
+        """Room for samples that came later."""
+        more = n - len(self.entropy)
+        if more > 0:
+            for name in PER_SAMPLE:
+                setattr(self, name, np.concatenate((getattr(self, name), np.full(more, np.nan))))
 
     @property
     def seen(self) -> NDArray[np.bool_]:
@@ -128,19 +155,24 @@ class Samples:
 
     def to_map(self) -> dict[str, Any]:
         """Plain values; float32 is what the weights have too."""
-        return {name: getattr(self, name).astype("<f4").tobytes() for name in ("disagreement", "entropy")}
+        columns: dict[str, Any] = {name: getattr(self, name).astype("<f4").tobytes() for name in PER_SAMPLE}
+        if not np.isfinite(self.distance).any():
+            del columns["distance"]
+        return {**columns, "threshold": None if math.isnan(self.threshold) else self.threshold}
 
     @classmethod
     def of_map(cls, values: Mapping[str, Any]) -> Samples:
         """Inverse of `to_map`."""
-        made = cls(0)
-        for name in ("disagreement", "entropy"):
-            setattr(made, name, np.frombuffer(values[name], dtype="<f4").astype(np.float64))
+        made = cls(len(values["entropy"]) // 4)
+        for name in PER_SAMPLE:
+            if name in values:
+                setattr(made, name, np.frombuffer(values[name], dtype="<f4").astype(np.float64))
+        made.threshold = math.nan if values["threshold"] is None else float(values["threshold"])
         return made
 
     def settle(self) -> None:
         """Round to what `to_map` keeps, so that a restarted Observer goes on with the very same numbers."""
-        for name in ("disagreement", "entropy"):
+        for name in PER_SAMPLE:
             setattr(self, name, getattr(self, name).astype(np.float32).astype(np.float64))
 
 

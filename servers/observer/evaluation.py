@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kfs.store import Store
@@ -114,6 +115,23 @@ class Evaluator:
                 self._known[role, split] = known
             found[role] = dict(known[1])
         return found
+
+    @torch.no_grad()
+    def features(self, snapshot: str, split: str) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """The teacher's last hidden state of each sample, mean over its content [n, width], and the labels [n]."""
+        model = load_role(self._store, self._leaves(snapshot), "teacher")
+        data = self._split(split)
+        found = []
+        for start in range(0, len(data["labels"]), self._batch):
+            part = {name: values[start : start + self._batch] for name, values in data.items()}
+            out = model.forward(part, need_hidden=True)
+            last = out.hidden[-1]
+            content = torch.ones(last.shape[:2]) if out.hidden_mask is None else out.hidden_mask.to(last.dtype)
+            found.append((last * content[..., None]).sum(1) / content.sum(1, keepdim=True))
+            self._checkpoint()
+        features: NDArray[np.float64] = torch.cat(found).double().numpy()
+        labels: NDArray[np.int64] = data["labels"].numpy()
+        return features, labels
 
     def calibrate(self, snapshot: str, mode: str) -> dict[str, float]:
         """Temperature scaling (Guo et al. 2017, section 4.2) of the student's logits.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +63,21 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """Where the phase is at the window's end, in steps; `applies_at`: where it is when a decision of now applies.
+
+    `passes`: how often the phase was gone through in this generation. `steps`: of a window.
+    """
+
+    phase_step: int
+    phase_steps: int
+    steps: int
+    passes: int
+    steps_per_epoch: float
+    applies_at: int
+
+
+@dataclass(frozen=True)
 class Evidence:
     """All a pack may look at. `temperature`: the last one decided. `changed_at`: the window whose evidence moved it."""
 
@@ -74,6 +89,7 @@ class Evidence:
     temperature: float
     changed_at: int
     gate: Mapping[str, Any] = field(default_factory=dict)
+    progress: Progress | None = None
 
     def settled(self, numbers: Numbers) -> bool:
         """Whether the last change of temperature has had its `cooldown` windows."""
@@ -82,11 +98,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Decision:
-    """Settings wanted ({}: no change), weights F32 [n_train] if any, and the reasons in words."""
+    """Settings wanted ({}: no change), weights and order F32 [n_train] if any, and the reasons in words.
 
-    settings: dict[str, float] = field(default_factory=dict)
+    Settings: those of the loss by name; "prune" (share of weights), "swap" (mode) and "stop" (1: end the phase) act once, at the
+    window that the decision applies from. `refused`: why the decision that was made is outside the bounds, and is none.
+    """
+
+    settings: dict[str, Any] = field(default_factory=dict)
     weights: NDArray[np.float32] | None = None
     reasons: tuple[str, ...] = ()
+    order: NDArray[np.float32] | None = None
+    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -135,18 +157,44 @@ def bounded_weights(raw: Floats, low: float, high: float) -> Floats:
     return np.clip(ceiling * raw, low, high)
 
 
+BOUNDS: Final[dict[str, tuple[float, float]]] = {
+    "temperature": (limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX),
+    "mix": (0.0, 1.0),
+    "alpha": (0.0, limits.ALPHA_MAX),
+    **dict.fromkeys(limits.TERMS, (0.0, limits.TERM_WEIGHT_MAX)),
+    "prune": (0.0, limits.PRUNE_MAX),
+    "stop": (0, 1),
+}
+
+
 def check(decision: Decision, numbers: Numbers, gate: Mapping[str, Any]) -> Decision:
     """The decision, if it keeps the bounds; E2-LIMIT names what does not."""
-    temperature = decision.settings.get("temperature", limits.TEMPERATURE_MIN)
-    if not limits.TEMPERATURE_MIN <= temperature <= limits.TEMPERATURE_MAX:
-        raise RecurosError("E2-LIMIT", f"temperature {temperature} is outside 1..4")
+    for key, value in decision.settings.items():
+        if key == "swap":
+            if value not in limits.SWAP_MODES:
+                raise RecurosError("E2-LIMIT", f"swap {value!r} is none of {', '.join(limits.SWAP_MODES)}")
+        elif key not in BOUNDS:
+            raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r}")
+        elif not BOUNDS[key][0] <= value <= BOUNDS[key][1]:
+            low, high = BOUNDS[key]
+            raise RecurosError("E2-LIMIT", f"{key} {value} is outside {low:g}..{high:g}")
     if decision.weights is not None:
         low, high = numbers.get("weight_min", 0.0), numbers.get("weight_max", np.inf)
         # Only a gate, or a pack told to, leaves a sample out altogether.
-        may_be_zero = bool(gate) or numbers.get("band_floor", 0.0) == 0.0
+        may_be_zero = bool(gate) or numbers.get("band_floor", 0.0) == 0.0 or numbers.get("ood_most", 0.0) > 0.0
         slack = 1e-6  # weights are float32
         for weight in np.unique(decision.weights).tolist():
             inside = low * (1 - slack) <= weight <= high * (1 + slack) or (weight == 0.0 and may_be_zero)
             if not inside:
                 raise RecurosError("E2-LIMIT", f"sample weight {weight:g} is outside {low:g}..{high:g}")
+    if decision.order is not None and not np.isfinite(decision.order).all():
+        raise RecurosError("E2-LIMIT", "a sample's place in the curriculum is not finite")
     return decision
+
+
+def checked(decision: Decision, numbers: Numbers, gate: Mapping[str, Any]) -> Decision:
+    """The decision, or a refusal that says why: a pack outside its bounds changes nothing and stops nothing."""
+    try:
+        return check(decision, numbers, gate)
+    except RecurosError as error:
+        return Decision(refused=error.message, reasons=decision.reasons)

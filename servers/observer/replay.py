@@ -99,22 +99,25 @@ class Replay:
         if meta.get("window") != d["window"]:
             raise Wrong("evidence", f"trace {d['trace']} is of window {meta.get('window')}")
         rows = read_trace(arrays)
-        if not len(rows) or "kd" not in d["metrics"]:
+        if not len(rows):
             return {}, []
         state, before = self._before(d, numbers)
         state.follow(d["window"], d["policy"].get("kd") or {})
         figures = fold(state, d["window"], rows, d["metrics"], meta["maps"])
         decision = decide(state, pack, numbers, figures, d["policy"].get("gate") or {})
-        if not decision.settings:
+        if not decision.settings and not decision.refused:
             return {}, []
         settings = settings_of(state, decision, figures)
         evidence = encode_evidence(state, d["snapshot"], figures, decision, numbers, before)
         blobs = [object_id("U8", (len(evidence),), evidence)]
+        if decision.refused:
+            return settings, blobs
         settings["weights"] = ""
-        if decision.weights is not None:
-            weights = np.ascontiguousarray(decision.weights, dtype="<f4")
-            settings["weights"] = object_id("F32", weights.shape, weights.data)
-            blobs.insert(0, settings["weights"])
+        for name, values in (("order", decision.order), ("weights", decision.weights)):
+            if values is not None:
+                column = np.ascontiguousarray(values, dtype="<f4")
+                settings[name] = object_id("F32", column.shape, column.data)
+                blobs.insert(0, settings[name])
         return settings, blobs
 
     def _before(self, d: Mapping[str, Any], numbers: Mapping[str, float]) -> tuple[State, dict[str, Any]]:
@@ -135,6 +138,7 @@ class Replay:
             state = State.of_map(before["state"])
             if not d["gap"]:
                 self._check_fresh(d, state)
+            state.look_again(before)
             return state, state.origin()
         data = bytes(self._store.get(earlier).data)
         state = decode_evidence(data)
@@ -143,6 +147,7 @@ class Replay:
                 "evidence", f"it starts from evidence {earlier} of window {state.window}, which is no earlier one"
             )
         momentum = numbers.get("ece_momentum", HELD_OUT_MOMENTUM)
+        state.look_again(before)
         self._evaluate(state.held_out, str(read_evidence(data)["snapshot"]), before["held_out"], momentum)
         return state, state.origin()
 

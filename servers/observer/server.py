@@ -6,6 +6,7 @@ touch the learner. It maps trace pages read-only, holds no parameter and no righ
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +21,7 @@ from kfs.store import Store
 from servers.models.model import Batch
 from servers.observer.diagnostics import Samples, Trace, read_trace
 from servers.observer.evaluation import Evaluator, tensors
+from servers.observer.ood import outlying
 from servers.observer.packs import pack_of
 from servers.observer.policy import Decision, numbers_of
 from servers.observer.readers import Figures
@@ -39,6 +41,8 @@ from syscalls.pages import pack_arrays, unpack_arrays
 from syscalls.serve import Handler, Kernel, serve
 
 THREADS: Final = 1
+LOOK_SAMPLES_MAX: Final = 20_000
+"""Training samples beyond which the in-distribution gate is not computed: it takes a pass of the teacher over all of them."""
 TEMPERATURE_DEFAULT: Final = 2.0
 RECORDS_BACK_MAX: Final = 4096
 """How far back a restarted Observer looks for its last policy; a window makes a handful of records."""
@@ -95,7 +99,7 @@ class ObserverService:
     ) -> None:
         """Evidence of a staged window; answered by `policy_submit`, with {} where there is nothing to decide."""
         rows = self._read(page) if page else None
-        if rows is None or not len(rows) or "kd" not in metrics:
+        if rows is None or not len(rows):
             self._submit(window, {}, 0)  # no teacher ran: it is being trained itself, or distillation is off
             return
         state = self._state_before(window, policy)
@@ -107,7 +111,7 @@ class ObserverService:
         decision = decide(state, self._pack, self._numbers, figures, policy.get("gate") or {})
         self._state, self._traced = state, snapshot
         self._kernel.checkpoint()
-        if decision.settings:
+        if decision.settings or decision.refused:
             settings = settings_of(state, decision, figures)
             self._submit(window, settings, self._offer(snapshot, figures, decision, before))
         else:
@@ -154,13 +158,14 @@ class ObserverService:
         return decode_evidence(bytes(store.get(evidence).data)) if evidence else None
 
     def _offer(self, snapshot: str, figures: Figures, decision: Decision, before: dict[str, Any]) -> int:
-        """Weights and evidence in one page: "weights" F32 [n_train] (if any) and "evidence" U8."""
+        """Weights, order and evidence in one page: "weights" and "order" F32 [n_train] (if any) and "evidence" U8."""
         assert self._state is not None
         evidence = encode_evidence(self._state, snapshot, figures, decision, self._numbers, before)
         rows: list[tuple[str, str, tuple[int, ...], Any]] = [("evidence", "U8", (len(evidence),), evidence)]
-        if decision.weights is not None:
-            weights = np.ascontiguousarray(decision.weights, dtype="<f4")
-            rows.insert(0, ("weights", "F32", weights.shape, weights.data))
+        for name, values in (("order", decision.order), ("weights", decision.weights)):
+            if values is not None:
+                column = np.ascontiguousarray(values, dtype="<f4")
+                rows.insert(0, (name, "F32", column.shape, column.data))
         page = pack_arrays(rows, {"window": self._state.window})
         try:
             return self._kernel.offer(page)
@@ -174,7 +179,11 @@ class ObserverService:
         except RecurosError as error:
             if blobs:
                 self._kernel.release(blobs)
-            if error.code not in ("E2-USAGE", "E75-AGAIN"):
+            if error.code not in (
+                "E2-USAGE",
+                "E2-LIMIT",
+                "E75-AGAIN",
+            ):  # out of bounds is a refusal, which the kernel records
                 raise
             if self._state is not None:
                 self._state.evidence = ""  # it was not stored, so the next decision carries its whole state
@@ -192,7 +201,22 @@ class ObserverService:
         if split == "validation" and snapshot == self._traced and self._state is not None and ece is not None:
             momentum = self._numbers.get("ece_momentum", HELD_OUT_MOMENTUM)
             self._state.held_out.add(ece, momentum, *accuracies(scores))
+            self._look(self._state, snapshot)
         return {"scores": scores}
+
+    def _look(self, state: State, snapshot: str) -> None:
+        """Once in a generation: which training samples the teacher finds strange, where the pack asks."""
+        n = self._train_size()
+        if not self._numbers.get("ood_most") or not math.isnan(state.samples.threshold) or n > LOOK_SAMPLES_MAX:
+            return
+        try:
+            if "labels" not in self._split("validation") or self._split("validation")["labels"].dim() != 1:
+                raise RecurosError("E2-DATA", "a language model's rows have no classes to be near to")
+            train, labels = self._evaluator().features(snapshot, "train")
+            state.look(*outlying(train, labels, self._evaluator().features(snapshot, "validation")[0]))
+        except RecurosError as error:
+            state.look(np.zeros(0), math.inf)  # nothing is left out, and it is not tried again in this generation
+            print(f"no in-distribution gate: {error}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
 
     def calibrate(self, snapshot: str, mode: str) -> dict[str, Any]:
         """A scaling temperature for the student of a snapshot."""

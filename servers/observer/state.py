@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import msgpack
 
 from kfs.objects import object_id
-from servers.observer.diagnostics import Samples, Trace, diagnose, gained, probe_figures, probe_sums
-from servers.observer.policy import Decision, Evidence, HeldOut, Numbers, Pack, check
+from servers.observer.diagnostics import Floats, Samples, Trace, diagnose, gained, probe_figures, probe_sums
+from servers.observer.policy import Decision, Evidence, HeldOut, Numbers, Pack, Progress, checked
 from servers.observer.readers import Figures, Sums, looked_figures
+from servers.observer.rules import progress_of
 from servers.observer.signals import (
     Generations,
     capacity_ceiling,
@@ -42,7 +43,8 @@ class State:
     """`window`: the last one folded in. `generation`: teacher generation the per-sample averages belong to.
 
     `initial` is the temperature before any policy: while the pack has not moved away from it, the operator's stands.
-    `evidence`: id of the stored evidence that holds this state, apart from evaluations that came later; "" when none does.
+    `looked`: whether distances were taken since the last evidence. `evidence`: id of the stored evidence that holds this state, apart
+    from evaluations that came later; "" when none does.
     """
 
     temperature: float
@@ -56,12 +58,27 @@ class State:
     sums: Sums = field(default_factory=dict)
     generations: Generations = field(default_factory=list)
     steered_at: int = 0
+    passes: int = 0
+    progress: Progress | None = None
+    looked: bool = False
     evidence: str = ""
 
     def origin(self) -> dict[str, Any]:
         """What a decision starts from, as its evidence tells it: an earlier evidence (else the state itself), and calibration."""
         whole = {} if self.evidence else {"state": self.to_map()}
-        return {"evidence": self.evidence, "held_out": self.held_out.to_list(), **whole}
+        look = {"look": self.samples.to_map()} if self.looked else {}
+        return {"evidence": self.evidence, "held_out": self.held_out.to_list(), **whole, **look}
+
+    def look(self, distance: Floats, threshold: float) -> None:
+        """Distances from the training distribution, as of now; the next evidence tells them, since they come from outside."""
+        self.samples.look(distance, threshold)
+        self.looked = True
+
+    def look_again(self, origin: Mapping[str, Any]) -> None:
+        """Take over what an origin says was looked at since the evidence it names."""
+        if "look" in origin:
+            said = Samples.of_map(origin["look"])
+            self.look(said.distance, said.threshold)
 
     def follow(self, window: int, kd: Mapping[str, Any]) -> None:
         """An operator's `rl_set_kd` stands until later evidence moves it: take its temperature over, once."""
@@ -83,6 +100,7 @@ class State:
             "sums": self.sums,
             "generations": self.generations,
             "steered_at": self.steered_at,
+            "passes": self.passes,
             "samples": self.samples.to_map(),
         }
 
@@ -100,13 +118,14 @@ class State:
             held_out=HeldOut(*values["held_out"]),
             generations=[list(row) for row in values["generations"]],
             steered_at=int(values["steered_at"]),
+            passes=int(values["passes"]),
             sums={row: dict(fields) for row, fields in values["sums"].items()},
         )
 
     def copy(self) -> State:
         """A state that shares nothing with this one."""
         made = State.of_map(msgpack.unpackb(msgpack.packb(self.to_map()), strict_map_key=False))
-        made.evidence = self.evidence
+        made.evidence, made.looked = self.evidence, self.looked
         return made
 
 
@@ -122,6 +141,7 @@ def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], ma
         state.samples = Samples(len(state.samples.entropy))
         state.held_out = HeldOut()
         state.changed_at = LONG_AGO
+        state.passes = 0
     if state.temperature == state.initial:  # the pack has not moved it: the one in force is the operator's
         state.temperature = state.initial = float(metrics.get("temperature", state.initial))
     now = probe_sums(maps)
@@ -133,6 +153,11 @@ def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], ma
     state.trajectory.add(window, figures)
     state.window = window
     figures |= _signals(state, figures, metrics)
+    at = progress_of(metrics, state.passes, figures["rows"], len(state.samples.entropy), limits.POLICY_LAG_WINDOWS)
+    if at is not None and at.phase_step >= at.phase_steps:
+        state.passes += 1
+        at = replace(at, passes=state.passes)
+    state.progress = at
     return figures
 
 
@@ -166,8 +191,9 @@ def decide(state: State, pack: Pack, numbers: Numbers, figures: Figures, gate: M
         temperature=state.temperature,
         changed_at=state.changed_at,
         gate=gate,
+        progress=state.progress,
     )
-    decision = check(pack.decide(evidence, numbers), numbers, gate)
+    decision = checked(pack.decide(evidence, numbers), numbers, gate)
     if evidence.settled(numbers):
         state.held_out.fresh = False
     temperature = decision.settings.get("temperature", state.temperature)
@@ -192,12 +218,13 @@ def encode_evidence(
         "slopes": {name: series.slope for name, series in state.trajectory.series.items()},
         "numbers": dict(numbers),
         "settings": decision.settings,
+        "refused": decision.refused,
         "reasons": list(decision.reasons),
         "before": dict(before),
         "state": state.to_map(),
     }
     data: bytes = msgpack.packb(document, use_bin_type=True)
-    state.evidence = object_id("U8", (len(data),), data)
+    state.evidence, state.looked = object_id("U8", (len(data),), data), False
     return data
 
 
@@ -218,16 +245,20 @@ def decode_evidence(data: bytes) -> State:
 
 
 def settings_of(state: State, decision: Decision, figures: Figures) -> dict[str, Any]:
-    """The complete settings wanted, with a few figures for whoever reads the ledger."""
+    """The complete settings wanted, or why they are refused, with a few figures for whoever reads the ledger."""
     small: dict[str, Any] = {name: value for name, value in figures.items() if value is not None}
     if state.held_out.count:
         small["held_out_ece"] = state.held_out.ece
         small["held_out_ece_average"] = state.held_out.ema
     if decision.reasons:
         small["why"] = "; ".join(decision.reasons)
+    if decision.refused:
+        return {"refused": decision.refused, "evidence": small}
     settings: dict[str, Any] = dict(decision.settings)
     if state.temperature == state.initial:
         settings.pop("temperature", None)
+    if decision.order is not None:
+        settings["order"] = 1
     return {**settings, "weights": 0, "evidence": small}
 
 

@@ -193,7 +193,9 @@ class Observer(Actor):
         if self.w.faults.hit(self.w, self.w.faults.bad_policy, "observer"):
             settings = {"temperature": 99.0}
         blobs = 0
-        if window % 3 == 0:
+        if window in self.w.acts:
+            settings = self.w.acts[window]
+        elif window % 3 == 0:
             settings = {}
         elif window % 3 == 1 and settings.get("weights") == 0:
             blobs = yield ("offer", [digest("weights", snapshot), digest("evidence", snapshot)])

@@ -42,7 +42,7 @@ def check_ledger(disk: Disk, *, built: str, policies: bool = True) -> list[Recor
                 boot, open_grant, missed, halted = a["boot"], None, None, False
                 last = commits[-1].seq if commits else -1
                 require(a["resumed_from"] == last, f"boot resumed from {a['resumed_from']}, the last commit is {last}")
-            case RecordKind.POLICY if a["settings"]:
+            case RecordKind.POLICY if a["settings"] and "refused" not in a["settings"]:
                 in_force[a["applies_at"]] = r.seq
             case RecordKind.WINDOW_GRANT:
                 require(open_grant is None, f"window {a['window']} granted while {open_grant} is open")

@@ -238,6 +238,7 @@ class World:
         self.exit: int | None = None
         self.gauges: dict[str, Any] = {}  # what the device server answers beside its devices
         self.parts_needed = 1  # with fewer parts a batch does not fit the learner's memory
+        self.acts: dict[int, dict[str, Any]] = {}  # window -> the policy that the Observer makes of its evidence
         self._begin()
 
     def _begin(self) -> None:

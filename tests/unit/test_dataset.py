@@ -126,6 +126,21 @@ def test_shift_moves_by_one_pixel_at_most_and_fills_with_zero() -> None:
     assert len(seen) == 9
 
 
+def test_a_curriculum_shows_easy_samples_first_in_each_epoch_and_every_one_once() -> None:
+    stream = Stream(small_table(40), 3, 8)
+    difficulty = np.random.default_rng(0).random(40).astype(np.float32)
+    ids = np.concatenate([stream.ids("p", position, difficulty) for position in range(10)]).reshape(2, 40)
+    tenth = np.argsort(np.argsort(difficulty)) // 4
+    for epoch in range(2):
+        assert sorted(ids[epoch].tolist()) == list(range(40))
+        assert (np.diff(tenth[ids[epoch]]) >= 0).all()
+    assert (ids[0] != ids[1]).any()
+    plain = np.concatenate([stream.ids("p", position) for position in range(5)])
+    for step in range(10):  # inside a tenth the order is the permutation's
+        inside = [i for i in plain.tolist() if tenth[i] == step]
+        assert [i for i in ids[0].tolist() if tenth[i] == step] == inside
+
+
 def test_mixup_is_a_function_of_the_position_and_keeps_the_larger_share() -> None:
     table = small_table(10)
     stream, again = (Stream(table, 1, 6, augment.mixup(0.4)) for _ in range(2))
@@ -405,6 +420,13 @@ def test_fill_reads_weights_and_gate_from_the_store(tmp_path: Path) -> None:
     ]:
         with pytest.raises(RecurosError, match=message):
             made.fill(**call, weights=bad, gate={})
+    ordered = session.arrays(made.fill(**call, weights="", gate={"order": weights_id})["page"])[0]
+    assert (
+        np.concatenate([ordered[f"b{i}/ids"] for i in range(3)]).tolist()
+        == np.concatenate([made.stream.ids("p", 4 + i, weights) for i in range(3)]).tolist()
+    )
+    with pytest.raises(RecurosError, match=r"order .* is nan at sample 0"):
+        made.fill(**call, weights="", gate={"order": nan_id})
     with pytest.raises(RecurosError, match="'drop_low' is not a list of samples"):
         made.fill(**call, weights="", gate={"drop_low": 0.1})
     made.drain()

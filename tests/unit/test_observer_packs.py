@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from servers import manifest_tables
 from servers.observer.diagnostics import Samples
 from servers.observer.packs import PACKS, pack_of, starter
 from servers.observer.policy import Decision, Evidence, HeldOut, bounded_weights, check, numbers_of
@@ -79,7 +81,7 @@ def seen(disagreement: list[float], entropy: list[float]) -> Samples:
 def test_starter_weighs_disagreement_inside_the_band() -> None:
     entropy = [float(i) for i in range(20)]
     disagreement = [0.0] * 10 + [1.0] * 10
-    weights = starter.weights_of(seen(disagreement, entropy), numbers_of(starter.PACK, {}), {})
+    weights = starter.weights_of(seen(disagreement, entropy), numbers_of(starter.PACK, {"band-floor": 0.25}), {})
     assert weights is not None
     # Raw: 1 without and 1 + 1 / 0.5 = 3 with disagreement, a quarter of it for the two lowest and the two highest entropies.
     raw = np.asarray([0.25] * 2 + [1.0] * 8 + [3.0] * 8 + [0.75] * 2)
@@ -99,11 +101,12 @@ def test_starter_treats_unseen_samples_as_the_mean_and_knows_none_at_first() -> 
 
 def test_a_gate_and_a_floor_of_zero_leave_samples_out_entirely() -> None:
     samples = seen([0.5] * 10, [float(i) for i in range(10)])
-    gated = starter.weights_of(samples, numbers_of(starter.PACK, {}), {"drop_low": 0.2, "drop_high": 0.1})
+    kept = numbers_of(starter.PACK, {"band-floor": 0.25})
+    gated = starter.weights_of(samples, kept, {"drop_low": 0.2, "drop_high": 0.1})
     assert gated is not None
     assert np.flatnonzero(gated == 0).tolist() == [0, 1, 9]
     assert gated[gated > 0].mean() == pytest.approx(1.0, rel=1e-6)
-    floored = starter.weights_of(samples, numbers_of(starter.PACK, {"band-floor": 0}), {})
+    floored = starter.weights_of(samples, numbers_of(starter.PACK, {}), {})
     assert floored is not None
     assert np.flatnonzero(floored == 0).tolist() == [0, 9]
 
@@ -141,6 +144,12 @@ def test_every_decision_of_starter_keeps_its_bounds(data: list[tuple[float, floa
     ("decision", "message"),
     [
         (Decision({"temperature": 4.5}), "temperature 4.5"),
+        (Decision({"mix": float("nan")}), "mix nan is outside 0..1"),
+        (Decision({"prune": 0.99}), r"prune 0.99 is outside 0..0.95"),
+        (Decision({"swap": "magic"}), "swap 'magic' is none of ema"),
+        (Decision({"stop": 2}), r"stop 2 is outside 0..1"),
+        (Decision({"learning_rate": 1.0}), "a policy cannot set 'learning_rate'"),
+        (Decision({}, order=np.asarray([np.inf], dtype=np.float32)), "place in the curriculum is not finite"),
         (Decision({}, np.asarray([0.1, 1.9], dtype=np.float32)), "sample weight 0.1 is outside 0.25..4"),
         (Decision({}, np.asarray([0.0, 2.0], dtype=np.float32)), "sample weight 0 is outside"),
         (Decision({}, np.asarray([5.0], dtype=np.float32)), "sample weight 5 is outside"),
@@ -149,7 +158,7 @@ def test_every_decision_of_starter_keeps_its_bounds(data: list[tuple[float, floa
 )
 def test_a_decision_outside_its_bounds_is_refused(decision: Decision, message: str) -> None:
     with pytest.raises(RecurosError, match=message):
-        check(decision, numbers_of(starter.PACK, {}), {})
+        check(decision, numbers_of(starter.PACK, {"band-floor": 0.25, "ood-most": 0}), {})
 
 
 def test_static_never_changes_anything() -> None:
@@ -174,6 +183,7 @@ def test_numbers_outside_their_limits_are_refused(table: dict[str, Any], message
 
 
 def test_packs_are_an_explicit_list() -> None:
-    assert set(PACKS) == {"starter", "static"}
+    tables = typing.get_args(manifest_tables.Policy.model_fields["pack"].annotation)
+    assert list(PACKS) == list(tables)
     with pytest.raises(RecurosError, match="'magic' is unknown"):
         pack_of("magic")

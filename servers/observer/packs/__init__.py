@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
-from servers.observer.packs import starter, static
+from servers.observer.packs import born_again, distilbert, minilm, snapshot, starter, static, tinybert
 from servers.observer.policy import Pack
 from syscalls.errors import RecurosError
 
-PACKS: dict[str, Pack] = {pack.name: pack for pack in (starter.PACK, static.PACK)}
+PACKS: dict[str, Pack] = {
+    pack.name: pack
+    for pack in (
+        starter.PACK,
+        static.PACK,
+        distilbert.PACK,
+        tinybert.PACK,
+        minilm.PACK,
+        born_again.PACK,
+        snapshot.PACK,
+    )
+}
 
 
 def pack_of(name: str) -> Pack:

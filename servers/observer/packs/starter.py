@@ -1,9 +1,10 @@
-"""The default pack: a temperature that follows calibration and entropy, and weights on informative disagreement.
+"""The default pack: temperature from calibration, weights on informative disagreement, and rules for pruning, swaps and plateaus.
 
-Responsible for: two rules. Temperature: up by `temperature_step` when the student's held-out ECE exceeds its moving average by
-`ece_rise`; else down when the student's mean entropy exceeds the teacher's by `entropy_excess`. Weights: w_i ~ (1 +
-weight_gain * d_i / mean d) * band_i, with d_i the sample's disagreement and band_i = 1, or `band_floor` for the lowest and
-highest teacher entropies; bounded, mean 1. Refuses: to move the temperature again before its last move can be seen.
+Responsible for: temperature, up by `temperature_step` when the student's held-out ECE exceeds its moving average by `ece_rise`,
+else down when the student's mean entropy exceeds the teacher's by `entropy_excess`; weights w_i ~ (1 + weight_gain * d_i / mean d) *
+gate_i * band_i, with d_i the sample's disagreement, band_i = `band_floor` for the lowest and highest teacher entropies and gate_i = 0
+beyond the in-distribution threshold (`ood`), bounded, mean 1; and `rules`. Refuses: to move the temperature again before its last
+move can be seen; to leave out more than `ood_most` of the samples as outliers: that many are the data.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from servers.observer import rules
 from servers.observer.diagnostics import Floats, Samples
 from servers.observer.policy import Decision, Evidence, Number, Numbers, Pack, bounded_weights
 from syscalls import limits
@@ -35,18 +37,30 @@ NUMBERS: Final = {
     "cooldown": Number(limits.POLICY_LAG_WINDOWS + 1, 1, 10_000, "windows between two changes of temperature"),
     "drop_low": Number(0.10, 0.0, 0.45, "share of samples with the lowest teacher entropy outside the band"),
     "drop_high": Number(0.10, 0.0, 0.45, "share of samples with the highest teacher entropy outside the band"),
-    "band_floor": Number(0.25, 0.0, 1.0, "factor for samples outside the band; 0 leaves them out"),
+    "band_floor": Number(0.0, 0.0, 1.0, "factor for samples outside the band; 0 leaves them out"),
+    "ood_most": Number(0.25, 0.0, 1.0, "largest share of samples to leave out as outliers; 0 leaves none out"),
     "weight_gain": Number(1.0, 0.0, 100.0, "how much disagreement adds to a weight"),
     "weight_min": Number(0.25, 0.0, 1.0, "lowest weight"),
     "weight_max": Number(4.0, 1.0, 100.0, "highest weight"),
+    **rules.PRUNE,
+    **rules.SWAP,
+    **rules.PLATEAU,
+    **rules.CURRICULUM,
 }
 
 
 def decide(evidence: Evidence, numbers: Numbers) -> Decision:
-    """Settings {"temperature"} and weights F32 [n_train]."""
+    """Settings {"temperature", and what the rules ask for}, weights and order F32 [n_train]."""
     temperature, reasons = _temperature(evidence, numbers)
-    weights = weights_of(evidence.samples, numbers, evidence.gate)
-    return Decision({"temperature": temperature}, weights, reasons)
+    settings, more = rules.merged(
+        rules.prune_ramp(evidence, numbers), rules.swap(evidence, numbers, "ema"), rules.plateau(evidence, numbers)
+    )
+    return Decision(
+        {"temperature": temperature, **settings},
+        weights_of(evidence.samples, numbers, evidence.gate),
+        (*reasons, *more),
+        rules.curriculum(evidence.samples, numbers),
+    )
 
 
 def _temperature(evidence: Evidence, numbers: Numbers) -> tuple[float, tuple[str, ...]]:
@@ -89,6 +103,9 @@ def weights_of(samples: Samples, numbers: Numbers, gate: Mapping[str, Any]) -> N
     raw[_outside(samples.entropy[seen], numbers["drop_low"], numbers["drop_high"])] *= numbers["band_floor"]
     closed = _outside(samples.entropy[seen], float(gate.get("drop_low", 0.0)), float(gate.get("drop_high", 0.0)))
     raw[closed] = 0.0
+    strange = samples.outliers[seen]
+    if 0 < strange.mean() <= numbers["ood_most"]:
+        raw[strange] = 0.0
     return _spread(raw, seen, numbers)
 
 
