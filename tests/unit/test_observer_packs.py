@@ -187,3 +187,9 @@ def test_packs_are_an_explicit_list() -> None:
     assert list(PACKS) == list(tables)
     with pytest.raises(RecurosError, match="'magic' is unknown"):
         pack_of("magic")
+
+
+def test_the_reference_page_is_that_of_the_packs() -> None:
+    from servers.observer import pack_doc
+
+    assert pack_doc.PAGE.read_text(encoding="utf-8") == pack_doc.page(), "run: python -m servers.observer.pack_doc"
