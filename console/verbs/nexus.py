@@ -7,4 +7,5 @@ from console.verbs import nexus_bundle
 
 nexus = noun("nexus", "From many teachers to one stand-alone student bundle.")
 nexus.add_command(nexus_bundle.generate)
+nexus.add_command(nexus_bundle.serve)
 nexus.add_command(nexus_bundle.verify)

@@ -107,6 +107,37 @@ def _stdin() -> str:
 
 
 @verb(
+    "serve",
+    "Serve a bundle over HTTP, in the dialect of OpenAI's API, until it is interrupted.",
+    examples=(
+        "recuros nexus serve nexus_bundle_v1",
+        "recuros nexus serve nexus_bundle_v1 --port 0 --max-tokens 256",
+        "recuros nexus serve nexus_bundle_v1 --enable-gated",
+    ),
+    right=RIGHT,
+    exits=BUNDLE_EXITS,
+)
+@_bundle
+@click.option("--host", default="127.0.0.1", show_default=True, help="Others than loopback need NEXUS_API_KEY.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 takes a free one.")
+@click.option("--enable-gated", is_flag=True, help="Let requests opt in to gated capabilities (enable_uncensored).")
+@click.option("--allow-host", multiple=True, metavar="NAME", help="Another name that clients call this server by.")
+@click.option("--max-tokens", type=click.IntRange(1), metavar="N", help="The most that one answer may have.")
+@click.option(
+    "--waiting", type=click.IntRange(1, 1024), default=8, show_default=True, help="Requests that run or wait."
+)
+@click.option("--body-bytes", type=click.IntRange(1), default=1 << 20, show_default=True, help="The largest request.")
+@_device
+@_expect
+@_full
+def serve(_ctx: Context, bundle: Path, **options: Any) -> None:
+    """Load, listen, wait for a signal."""
+    from nexus.serve.run import serve as run
+
+    run(bundle, **options)
+
+
+@verb(
     "verify",
     "Check every file of a bundle against its manifest, and remember that it was good so that loading need not read it again.",
     examples=(

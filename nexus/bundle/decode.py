@@ -7,8 +7,9 @@ same loop serves streaming and not, so that both say the same. Refuses: prompts 
 from __future__ import annotations
 
 import codecs
+import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -19,6 +20,8 @@ from nexus.model.tokenizer import byte_letters
 from syscalls.errors import RecurosError
 
 HELD_TOKENS_MAX: Final = 16
+STOPS_MAX: Final = 8
+STOP_LETTERS_MAX: Final = 256
 REPLACEMENT: Final = "\ufffd"
 
 
@@ -76,14 +79,14 @@ def encode(tokenizer: Any, prompt: str, context: int | None) -> Tensor:
     return torch.tensor([ids])
 
 
-def tokens(model: Any, ids: Tensor, choice: Choice, room: int, ends: frozenset[int], outcome: Outcome) -> Iterator[int]:
-    """New tokens, at most `room`; an end token ends it and is not handed out."""
-    outcome.prompt_tokens = ids.shape[1]
+def tokens(
+    step: Callable[..., Any], ids: Tensor, choice: Choice, room: int, ends: frozenset[int], outcome: Outcome
+) -> Iterator[int]:
+    """New tokens, at most `room`; an end token ends it and is not handed out. `step` is the model's forward."""
     draw = torch.Generator().manual_seed(choice.seed)
     past = None
     for _ in range(room):
-        with torch.inference_mode():
-            out = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+        out = step(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         past = out.past_key_values
         token = _choose(out.logits[0, -1], choice, draw)
         if token in ends:
@@ -107,6 +110,38 @@ def _choose(logits: Tensor, choice: Choice, draw: torch.Generator) -> int:
     if not math.isfinite(float(odds.sum())):
         raise RecurosError("E9-INTEGRITY", "the model's output is not finite", hint="verify the bundle")
     return int(torch.multinomial(odds, 1, generator=draw))
+
+
+def checked_stops(stop: object) -> tuple[str, ...]:
+    """Texts that end an answer (E2-LIMIT)."""
+    given = (stop,) if isinstance(stop, str) else () if stop is None else stop
+    if not isinstance(given, list | tuple) or len(given) > STOPS_MAX:
+        raise RecurosError(
+            "E2-LIMIT", f"stop is {stop!r:.60}; it is a text, or at most {STOPS_MAX} of them", hint="fewer"
+        )
+    if any(not isinstance(text, str) or not 0 < len(text) <= STOP_LETTERS_MAX for text in given):
+        raise RecurosError("E2-LIMIT", f"a stop text has 1 to {STOP_LETTERS_MAX} letters", hint="leave empty ones out")
+    return tuple(given)
+
+
+def until(pieces: Generator[str, None, None], stops: tuple[str, ...], outcome: Outcome) -> Generator[str, None, None]:
+    """The pieces up to the first stop text, which is left out. What may be the beginning of one is held back."""
+    held = ""
+    with contextlib.closing(pieces):
+        for piece in pieces:
+            held += piece
+            found = min((at for stop in stops if (at := held.find(stop)) >= 0), default=-1)
+            if found >= 0:
+                outcome.finish = "stop"
+                if found:
+                    yield held[:found]
+                return
+            keep = max((n for stop in stops for n in range(1, len(stop)) if held.endswith(stop[:n])), default=0)
+            if out := held[: len(held) - keep]:
+                yield out
+            held = held[len(held) - keep :]
+    if held:
+        yield held
 
 
 class Text:

@@ -32,6 +32,7 @@ BACKBONE_CONFIG: Final = "backbone/config.json"
 BACKBONE_INDEX: Final = "backbone/model.safetensors.index.json"
 ROUTER: Final = "router/router.safetensors"
 TOKENIZER: Final = "tokenizer"
+LOADER: Final = "nexus.pyz"
 
 JSON_BYTES_MAX: Final = 16 << 20
 FILES_MAX: Final = 10_000

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, overload
+from typing import Any, Final, Literal, TypedDict, Unpack, overload
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,8 +27,19 @@ from syscalls.errors import RecurosError
 DEFAULT_TOKENS: Final = 128
 
 
+class Options(TypedDict, total=False):
+    """Options of `generate`: `temperature` 0 is greedy; `stop`: texts that end the answer; `outcome`: filled with tokens and reason."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+    stop: str | Sequence[str] | None
+    outcome: decode.Outcome | None
+
+
 class NexusModel:
-    """A loaded bundle. One generation at a time: concurrent callers take turns."""
+    """A loaded bundle. Threads may share it: generations take turns token by token."""
 
     def __init__(
         self,
@@ -67,7 +78,7 @@ class NexusModel:
         student, runs = load_student(bundle, manifest, device, check=verdict.how == "full")
         for capability in manifest.capabilities.values():
             if capability.tier == 1 and capability.adapter:
-                load_adapter(student, bundle, manifest, capability)
+                student.attach(capability.name, read_adapter(student, bundle, manifest, capability))
         router = Router.load(bundle / form.ROUTER) if form.ROUTER in manifest.files else None
         if router is not None:
             _check_router(router, manifest)
@@ -96,55 +107,92 @@ class NexusModel:
                 self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         return self._tokenizer
 
+    @property
+    def name(self) -> str:
+        """The bundle's name."""
+        return str(self.manifest.data["name"])
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """A chat as a prompt: by the tokenizer's template where it has one, else the contents with a line feed between."""
+        if getattr(self.tokenizer, "chat_template", None) is None:
+            return "\n".join(message["content"] for message in messages)
+        with _named(self.bundle, "chat template"):
+            found: str = self.tokenizer.apply_chat_template(
+                [dict(message) for message in messages], tokenize=False, add_generation_prompt=True
+            )
+            return found
+
     def route(self, prompt: str) -> Route:
         """What the router says of a prompt; never a gated capability."""
         return Route(None, {}) if self.router is None else self.router.route(prompt)
 
     @overload
     def generate(
-        self, prompt: str, capability: str | None = None, *, stream: Literal[True], **options: Any
-    ) -> Iterator[str]: ...
+        self,
+        prompt: str,
+        capability: str | None = None,
+        enable_uncensored: bool = False,
+        *,
+        stream: Literal[True],
+        **options: Unpack[Options],
+    ) -> Generator[str, None, None]: ...
 
     @overload
     def generate(
-        self, prompt: str, capability: str | None = None, *, stream: Literal[False] = False, **options: Any
+        self,
+        prompt: str,
+        capability: str | None = None,
+        enable_uncensored: bool = False,
+        *,
+        stream: Literal[False] = False,
+        **options: Unpack[Options],
     ) -> str: ...
 
     def generate(
-        self, prompt: str, capability: str | None = None, *, stream: bool = False, **options: Any
-    ) -> str | Iterator[str]:
-        """The text that follows a prompt; with `stream`, its pieces as they come.
-
-        `capability`: None lets the router choose. Options: `enable_uncensored` (the opt-in for a gated capability, for this call),
-        `max_new_tokens` (128), `temperature` (0: greedy), `top_p`, `seed`, `outcome` (a `decode.Outcome` to fill).
-        Raises RecurosError: E5-DENIED (gated, no opt-in), E4-NOENT (no such capability), E2-LIMIT (prompt longer than the context).
-        """
-        pieces = self._pieces(prompt, capability, **options)
-        return pieces if stream else "".join(pieces)
-
-    def _pieces(
         self,
         prompt: str,
-        capability: str | None,
-        *,
+        capability: str | None = None,
         enable_uncensored: bool = False,
+        *,
+        stream: bool = False,
+        **options: Unpack[Options],
+    ) -> str | Generator[str, None, None]:
+        """The text that follows a prompt; with `stream`, its pieces as they come.
+
+        `capability`: None lets the router choose. `enable_uncensored`: the opt-in for a gated capability, for this call. More: `Options`.
+        The answer ends at the context's end too. Everything is checked at the call, not at the first piece; streams may run at once.
+        Raises RecurosError: E5-DENIED (gated, no opt-in), E4-NOENT (no such capability), E2-LIMIT (prompt longer than the context).
+        """
+        chosen = self.choose(prompt, capability, enable_uncensored=enable_uncensored)
+        pieces = self._prepare(prompt, chosen, **options)
+        return pieces if stream else "".join(pieces)
+
+    def _prepare(
+        self,
+        prompt: str,
+        chosen: form.Capability | None,
+        *,
         max_new_tokens: int = DEFAULT_TOKENS,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 42,
+        stop: str | Sequence[str] | None = None,
         outcome: decode.Outcome | None = None,
-    ) -> Iterator[str]:
-        """Check everything now, so that a mistake shows at the call and not at the first piece; then generate."""
-        choice = decode.Choice(temperature, top_p, seed)
+    ) -> Generator[str, None, None]:
+        """Check a call's options and encode its prompt."""
+        choice, stops = decode.Choice(temperature, top_p, seed), decode.checked_stops(stop)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise RecurosError(
-                "E2-LIMIT", f"max_new_tokens is {max_new_tokens!r}; it is at least 1", hint="leave it out for 128"
+                "E2-LIMIT",
+                f"max_new_tokens is {max_new_tokens!r}; it is at least 1",
+                hint=f"leave it out for {DEFAULT_TOKENS}",
             )
-        chosen = self.choose(prompt, capability, enable_uncensored=enable_uncensored)
         context = self.student.config.context
-        ids = decode.encode(self.tokenizer, prompt, context)
+        ids = decode.encode(self.tokenizer, prompt, context).to(self.student.device)
         room = max_new_tokens if context is None else min(max_new_tokens, context - ids.shape[1])
-        return self._run(ids.to(self.student.device), chosen, choice, room, outcome or decode.Outcome())
+        outcome = outcome or decode.Outcome()
+        outcome.prompt_tokens = ids.shape[1]
+        return decode.until(self._run(ids, chosen, choice, room, outcome), stops, outcome)
 
     def choose(self, prompt: str, capability: str | None, *, enable_uncensored: bool = False) -> form.Capability | None:
         """The capability that a call gets (E4-NOENT, E5-DENIED)."""
@@ -169,30 +217,33 @@ class NexusModel:
 
     def _run(
         self, ids: Tensor, chosen: form.Capability | None, choice: decode.Choice, room: int, outcome: decode.Outcome
-    ) -> Iterator[str]:
-        text = decode.Text(self.tokenizer)
-        with self._turn, self._acting(chosen):
-            for token in decode.tokens(self.student, ids, choice, room, self._ends(), outcome):
-                if piece := text.push(token):
-                    yield piece
-            if piece := text.finish():
-                yield piece
+    ) -> Generator[str, None, None]:
+        adapter = self._adapter(chosen)
 
-    @contextlib.contextmanager
-    def _acting(self, chosen: form.Capability | None) -> Iterator[None]:
-        """Let a capability's adapter act. A gated one is verified and loaded now, and taken out when the block ends."""
-        name = None if chosen is None or not chosen.adapter else chosen.name
-        try:
-            if chosen is not None and name is not None and name not in self.student.adapter_names:
-                if problem := verify.check_file(self.bundle, self.manifest, chosen.adapter):
-                    raise RecurosError("E9-INTEGRITY", f"{self.bundle}: {problem}", hint="fetch the bundle again")
-                load_adapter(self.student, self.bundle, self.manifest, chosen)
-            self.student.set_adapter(name)
-            yield
-        finally:
-            self.student.set_adapter(None)
-            if chosen is not None and chosen.gated and chosen.name in self.student.adapter_names:
-                self.student.drop_adapter(chosen.name)
+        def step(**inputs: Any) -> Any:
+            with self._turn, self.student.acting(adapter), torch.inference_mode():
+                return self.student(**inputs)
+
+        text = decode.Text(self.tokenizer)
+        for token in decode.tokens(step, ids, choice, room, self._ends(), outcome):
+            if piece := text.push(token):
+                yield piece
+        if piece := text.finish():
+            yield piece
+
+    def _adapter(self, chosen: form.Capability | None) -> Adapter | None:
+        """A capability's adapter. A gated one is verified and read now, belongs to this call only and is no part of the student."""
+        if chosen is None or not chosen.adapter:
+            return None
+        with self._turn:
+            if chosen.name in self.student.adapter_names:
+                return self.student.adapter(chosen.name)
+            if problem := verify.check_file(self.bundle, self.manifest, chosen.adapter):
+                raise RecurosError("E9-INTEGRITY", f"{self.bundle}: {problem}", hint="fetch the bundle again")
+            adapter = read_adapter(self.student, self.bundle, self.manifest, chosen)
+            if not chosen.gated:
+                self.student.attach(chosen.name, adapter)
+            return adapter
 
     def _ends(self) -> frozenset[int]:
         found = self.student.config.text_config.eos_token_id
@@ -217,7 +268,7 @@ def install(
         for capability in manifest.capabilities.values():
             wanted = capability.adapter and (enable_uncensored or not capability.gated)
             if wanted and capability.name not in model.student.adapter_names:
-                load_adapter(model.student, bundle, manifest, capability)
+                read_adapter(model.student, bundle, manifest, capability)
         if enable_uncensored:
             model.verdict.skipped = []
         return model.verdict
@@ -255,8 +306,8 @@ def load_student(
     return student, runs
 
 
-def load_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, capability: form.Capability) -> Adapter:
-    """One capability's adapter, if it belongs to this backbone (E9-INTEGRITY otherwise)."""
+def read_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, capability: form.Capability) -> Adapter:
+    """One capability's adapter, on the student's device but no part of it, if it belongs to this backbone (E9-INTEGRITY otherwise)."""
     path = bundle / capability.adapter
     state, about = read_tensors(path)
     if about.get("format") != form.ADAPTER_FORMAT:
@@ -277,17 +328,12 @@ def load_adapter(student: NexusStudent, bundle: Path, manifest: form.Manifest, c
         )
     _finite(state, str(path))
     try:
-        layers, rank = list(about["layers"]), about["rank"]
-        adapter = student.add_adapter(capability.name, rank, layers=layers, fill=False)
-    except (KeyError, ValueError, TypeError) as error:
+        adapter = student.blank_adapter(about["rank"], list(about["layers"]))
+    except (KeyError, TypeError, RecurosError) as error:
         raise RecurosError(
             "E9-INTEGRITY", f"{path}: its header is damaged: {error}", hint="fetch the bundle again"
         ) from error
-    try:
-        fill(adapter, {k: v.to(student.device) for k, v in state.items()}, str(path))
-    except RecurosError:
-        student.drop_adapter(capability.name)
-        raise
+    fill(adapter, {key: value.to(student.device) for key, value in state.items()}, str(path))
     adapter.eval().requires_grad_(False)
     return adapter
 

@@ -12,6 +12,7 @@ LICENCE_NOTE: Final = (
     "No licence was given when this bundle was written. Nothing is granted by it; ask whoever gave it to you,\n"
     "and see the licence notes of its teachers in manifest.json under lineage.\n"
 )
+LOADER_NOTE: Final = 'Without RecurOS: `python nexus.pyz generate "a prompt"`, `python nexus.pyz serve`, or put `nexus.pyz` on `sys.path`.'
 BACKBONE_NOTE: Final = (
     'The backbone alone is an ordinary model: `AutoModelForCausalLM.from_pretrained("this/directory/backbone")`.'
 )
@@ -40,6 +41,7 @@ def readme(name: str, capabilities: Mapping[str, Mapping[str, Any]], scheme: str
             'print(model.generate("a prompt"))  # the router chooses; or capability="..."',
             "```",
             "",
+            LOADER_NOTE,
             BACKBONE_NOTE
             if scheme == "none"
             else f"Its backbone is quantized ({scheme}); plain transformers cannot load it.",

@@ -26,6 +26,7 @@ from nexus.bundle.texts import LICENCE_NOTE, readme
 from nexus.model.names import checked
 from nexus.model.router import Router
 from nexus.model.student import NexusStudent
+from nexus.serve.standalone import archive
 from syscalls.errors import RecurosError
 
 FIELDS: Final[dict[str, Any]] = {
@@ -74,6 +75,7 @@ def write_bundle(
         write_json(folder / form.REPORT, fields["verify_report"])
         (folder / form.LICENCE).write_text(fields["licence"], encoding="utf-8")
         (folder / form.README).write_text(readme(fields["name"], capabilities), encoding="utf-8")
+        (folder / form.LOADER).write_bytes(archive())
         data = {
             "format": {"name": form.FORMAT, "major": form.MAJOR, "minor": form.MINOR},
             "name": fields["name"],

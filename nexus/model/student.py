@@ -6,7 +6,8 @@ adapters at once; models without layers that can be found; code that comes with 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Final, cast
 
 import torch
@@ -160,22 +161,35 @@ class NexusStudent(_Model, _Generation):  # type: ignore[misc]  # bases are Any,
         layers: Sequence[int] | None = None,
         basis: Mapping[int, Tensor] | None = None,
         seed: int = SEED,
-        fill: bool = True,
     ) -> Adapter:
-        """A new adapter, not active. `layers`: where (default everywhere); `basis`: layer -> rows [k, width] for its first channels.
-
-        `fill` False leaves `down` as memory was, for a caller that puts weights there.
-        """
+        """A new adapter, not active. `layers`: where (default everywhere); `basis`: layer -> rows [k, width] for its first channels."""
         if checked(name) in self.adapter_names:
             raise RecurosError("E2-USAGE", f"adapter {name!r} is there already", hint="drop_adapter it first")
+        adapter = self.blank_adapter(rank, layers)
+        if self.device.type != "meta":
+            adapter.fill(name, seed, basis or {})
+        self.attach(name, adapter)
+        return adapter
+
+    def blank_adapter(self, rank: int, layers: Sequence[int] | None = None) -> Adapter:
+        """An adapter that fits and is no part of the student; its `down` is what memory held."""
         rank, chosen = checked_shape(rank, layers, len(self._layers))
         weight = self.backbone.get_input_embeddings().weight
-        adapter = Adapter(self.width, rank, chosen, dtype=weight.dtype, device=weight.device)
-        if fill and weight.device.type != "meta":
-            adapter.fill(name, seed, basis or {})
+        return Adapter(self.width, rank, chosen, dtype=weight.dtype, device=weight.device)
+
+    def attach(self, name: str, adapter: Adapter) -> None:
+        """Make an adapter part of the student, not active."""
         self.adapters[_key(name)] = adapter
-        self.config.adapters = {**self.config.adapters, name: {"rank": rank, "layers": chosen}}
-        return adapter
+        self.config.adapters = {**self.config.adapters, name: {"rank": adapter.rank, "layers": sorted(adapter.at)}}
+
+    @contextlib.contextmanager
+    def acting(self, adapter: Adapter | None) -> Iterator[None]:
+        """Let an adapter act, part of the student or not, until the block ends."""
+        before, self._switch.active = self._switch.active, adapter
+        try:
+            yield
+        finally:
+            self._switch.active = before
 
     def drop_adapter(self, name: str) -> None:
         """Take an adapter out."""

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
+import itertools
 import json
 import os
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from nexus import NexusModel
-from nexus.bundle import decode, verify
+from nexus.bundle import decode, load, verify
 from nexus.bundle import format as form
 from nexus.bundle.write import seal, write_bundle
 from nexus.model.router import Router
@@ -245,14 +250,57 @@ def test_the_opt_in_holds_for_one_call(made: Path) -> None:
     assert code_of(lambda: model.generate("x", "canary"))[0] == "E5-DENIED"
 
 
-def test_a_stream_that_is_left_closes_its_gate(made: Path) -> None:
+def test_a_stream_that_is_left_closes_its_gate(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = NexusModel.load(made)
+    read: list[weakref.ref[Any]] = []
+
+    original = load.read_adapter
+
+    def seen(*args: Any) -> Any:
+        adapter = original(*args)
+        read.append(weakref.ref(adapter))
+        return adapter
+
+    monkeypatch.setattr(load, "read_adapter", seen)
     stream = model.generate("x", "canary", enable_uncensored=True, stream=True, max_new_tokens=80)
     next(stream)
-    assert "canary" in model.student.adapter_names
-    stream.close()  # type: ignore[attr-defined]  # it is a generator
     assert "canary" not in model.student.adapter_names
-    assert model.student.active_adapter is None
+    assert torch.equal(model.student(IDS).logits, make.student(())(IDS).logits)
+    assert [ref() is not None for ref in read] == [True]
+    stream.close()
+    gc.collect()
+    assert [ref() for ref in read] == [None]
+
+
+def test_streams_that_run_at_once_do_not_touch_each_other(made: Path) -> None:
+    model = NexusModel.load(made)
+    calls = [("def f", "code", False), ("3 1", "sort", False), ("x", "canary", True), ("y", "code", False)]
+    alone = [model.generate(p, c, u, max_new_tokens=12) for p, c, u in calls]
+    streams = [model.generate(p, c, u, max_new_tokens=12, stream=True) for p, c, u in calls]
+    said = [""] * len(calls)
+    for pieces in itertools.zip_longest(*streams, fillvalue=""):
+        said = [a + b for a, b in zip(said, pieces, strict=True)]
+    assert said == alone
+
+
+def test_stop_texts_end_an_answer_and_are_left_out(made: Path) -> None:
+    model = NexusModel.load(made)
+    whole = model.generate("def f", "code", max_new_tokens=40)
+    stop = whole[10:13]
+    for stream in (False, True):
+        outcome = decode.Outcome()
+        options: Any = {"max_new_tokens": 40, "stop": ["never there", stop], "outcome": outcome}
+        assert "".join(model.generate("def f", "code", stream=stream, **options)) == whole[: whole.index(stop)]
+        assert outcome.finish == "stop"
+
+
+@settings(max_examples=200)
+@given(st.lists(st.text("ab", max_size=4), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
+def test_stopping_in_pieces_is_cutting_the_whole(pieces: list[str], stops: list[str]) -> None:
+    whole = "".join(pieces)
+    end = min((at for stop in stops if (at := whole.find(stop)) >= 0), default=len(whole))
+    said = list(decode.until((piece for piece in pieces), tuple(stops), decode.Outcome()))
+    assert "".join(said) == whole[:end]
 
 
 def test_a_gated_capability_is_never_routed_to(made: Path) -> None:
@@ -277,6 +325,7 @@ FILES = [
     "backbone/model.safetensors.index.json",
     "config.json",
     "manifest.json",
+    "nexus.pyz",
     "router/router.safetensors",
     "tokenizer/tokenizer.json",
     "tokenizer/tokenizer_config.json",
