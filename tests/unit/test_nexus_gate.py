@@ -217,7 +217,9 @@ def isolated(site: Path, code: str, *args: str, folder: Path) -> subprocess.Comp
     start = "import sys\nsys.path.append(sys.argv.pop(1))\n"
     command = [sys.executable, "-I", "-S", "-c", start + code, str(site), *args]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=folder, timeout=WAIT_S, check=False)
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, cwd=folder, timeout=WAIT_S, check=False
+    )
 
 
 def test_it_loads_with_torch_transformers_and_safetensors_only(made: Path, bare_site: Path, tmp_path: Path) -> None:
