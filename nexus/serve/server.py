@@ -206,8 +206,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise self._unknown(path)
             body = self._body()
             server = self.server
-            with server.place():
+            with contextlib.ExitStack() as held:
+                held.enter_context(server.place())
                 self._complete(
+                    held,
                     protocol.read(
                         body,
                         chat="chat" in path,
@@ -215,7 +217,7 @@ class Handler(BaseHTTPRequestHandler):
                         capabilities=server.capabilities,
                         tokens_max=server.settings.limits.tokens,
                         template=server.model.render_chat,
-                    )
+                    ),
                 )
 
     def _unknown(self, path: str) -> RecurosError:
@@ -248,7 +250,8 @@ class Handler(BaseHTTPRequestHandler):
 
     # Answering
 
-    def _complete(self, request: protocol.Request) -> None:
+    def _complete(self, held: contextlib.ExitStack, request: protocol.Request) -> None:
+        """Answer. `held` is this request's place, given back before the client can know that it is done and ask again."""
         model = self.server.model
         if request.opted_in and not self.server.settings.gate_open:
             raise RecurosError(
@@ -269,9 +272,11 @@ class Handler(BaseHTTPRequestHandler):
             for pieces in streams:
                 stack.enter_context(contextlib.closing(pieces))
             if request.stream:
-                self._stream(answer, streams)
+                self._stream(held, answer, streams)
             else:
-                self._json(200, answer.whole(["".join(self._while_there(pieces)) for pieces in streams]))
+                body = answer.whole(["".join(self._while_there(pieces)) for pieces in streams])
+                held.close()
+                self._json(200, body)
 
     def _while_there(self, pieces: Iterator[str]) -> Iterator[str]:
         """Pieces while the client is there and the server is not stopping."""
@@ -285,7 +290,7 @@ class Handler(BaseHTTPRequestHandler):
         readable, _, _ = select.select([self.connection], [], [], 0)
         return bool(readable) and not self.connection.recv(1, socket.MSG_PEEK)
 
-    def _stream(self, answer: protocol.Answer, streams: Sequence[Iterator[str]]) -> None:
+    def _stream(self, held: contextlib.ExitStack, answer: protocol.Answer, streams: Sequence[Iterator[str]]) -> None:
         self.send_response(200)
         self.send_header("Content-Type", "text/event-stream")
         self.send_header("Cache-Control", "no-store")
@@ -298,6 +303,7 @@ class Handler(BaseHTTPRequestHandler):
                 for piece in self._while_there(pieces):
                     self._chunk(answer.piece(index, piece))
                 self._chunk(answer.piece(index, "", answer.outcomes[index].finish))
+            held.close()
             self._chunk(answer.last())
         except RecurosError as error:  # too late for a status
             self._chunk(protocol.event(protocol.error_body(error)))
