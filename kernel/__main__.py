@@ -9,7 +9,7 @@ import socket
 import sys
 
 from kernel.loop import Loop
-from syscalls import harden, wire
+from syscalls import harden, hostsched, wire
 from syscalls.errors import RecurosError
 
 
@@ -25,14 +25,16 @@ def main() -> int:
         "host": platform.node(),
         "machine": platform.machine(),
         "system": platform.release(),
-        "kernel": {"scheduler": "SCHED_OTHER"},
     }
     try:
         loop = Loop(doc, control)
     except RecurosError as error:
         control.send(_report({"event": "failed", "error": error.to_wire()}))
         return 1
-    return loop.run(secrets.token_hex(8), environment)
+    policy, why = hostsched.OTHER, "the manifest says so"
+    if doc.get("kernel_scheduler") == "deadline":
+        policy, why = hostsched.ask()  # after the loop's threads: they are ordinary ones
+    return loop.run(secrets.token_hex(8), {**environment, "kernel": {"scheduler": policy, "scheduler_note": why}})
 
 
 def _report(event: dict[str, object]) -> bytes:

@@ -164,6 +164,8 @@ def dispatch_fair(t: Turn) -> None:
         server = s.servers[name]
         _note_dispatch(t, name, what.nr if how == "deliver" else 0)
         server.job_cpu_ns = server.cpu_ns
+        if not server.niced:
+            server.spoke_cpu_ns = server.cpu_ns
         t.timer(limits.SLICE_NS_DEFAULT * 500, "slice", name=name, job=id_of(what))
         if how == "deliver":
             _post(t, server, what)

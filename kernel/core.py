@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from kernel import channels, flow, lifecycle, outbox, programs, reserve, staging, steer
+from kernel import channels, flow, lifecycle, outbox, overrun, programs, reserve, slices, staging, steer
 from kernel.broker import answer, answer_error, dispatch_fair, end_job, release_page, replied, sweep_pages
 from kernel.events import (
     Boot,
@@ -99,6 +99,8 @@ def _handle(t: Turn, event: Event) -> None:
                     s.kernel_usage = (rss, cpu)
                 elif name in s.servers:
                     s.servers[name].rss_bytes, s.servers[name].cpu_ns = rss, cpu
+            slices.sampled(t)
+            overrun.look_at_all(t)
         case Refused():
             _refused(t, event)
         case DrainWanted():
@@ -129,6 +131,7 @@ def _received(t: Turn, event: Received) -> None:
     if server is not None:
         server.last_heard_ns, server.pinged = t.now_ns, False
         server.cpu_ns = max(server.cpu_ns, event.cpu_ns)
+        slices.heard(t, server)
     if isinstance(event.frame, Call):
         _syscall(t, event, event.frame)
     elif isinstance(event.frame, Reply) and server is not None:
@@ -349,6 +352,8 @@ def _tick(t: Turn) -> None:
                 lifecycle.drain_timeout(t)
             case "replenish":
                 reserve.go_on(t, **data)
+            case "throttled":
+                reserve.go_on_again(t, **data)
             case "slice":
                 _slice_overrun(t, **data)
 

@@ -137,6 +137,15 @@ class Kill:
 
 
 @dataclass(frozen=True, slots=True)
+class Renice:
+    """Give a server process another nice level."""
+
+    name: str
+    incarnation: int
+    nice: int
+
+
+@dataclass(frozen=True, slots=True)
 class PageAnswer:
     """Answer on the page socket: a handle, or (with `page`) the size and the descriptor, or a wire error."""
 
@@ -180,4 +189,4 @@ class Again:
     """There is more of a piece of work that was cut into slices: serve who waits, then send `Continue`. One is under way at a time."""
 
 
-Effect = Send | Spawn | Kill | PageAnswer | ChannelSet | ClosePage | Report | Exit | Again
+Effect = Send | Spawn | Kill | Renice | PageAnswer | ChannelSet | ClosePage | Report | Exit | Again

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-from kernel import channels, device, outbox, programs, reserve
+from kernel import channels, device, outbox, overrun, programs, reserve
 from kernel.broker import answer, fair_job, move_page, release_page, request, tell
 from kernel.events import Kill
 from kernel.plan import finished, next_cursor, phase_after, plan_complete, plan_directives, stream_step
@@ -191,7 +191,7 @@ def progress(t: Turn, args: dict[str, Any]) -> None:
     w = t.state.windows.get(args["window"])
     if w and w.state is WindowState.RUNNING:
         w.step, w.live = args["step"], args["metrics"]
-        reserve.window_goes_on(t, w)
+        overrun.look(t, w)
 
 
 def staged(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int) -> None:
@@ -398,6 +398,7 @@ def miss(t: Turn, w: Window, code: str, reason: str, *, tell_learner: bool) -> N
         miss(t, later, "E1-NO", f"its base, window {w.id}, did not commit", tell_learner=False)
     if w.state is WindowState.RUNNING:
         reserve.window_ended(t, max(0, s.servers["learner"].cpu_ns - w.cpu_start_ns))
+    reserve.go_on_again(t, "learner", s.servers["learner"].incarnation)  # it has to answer for this
     w.to(WindowState.MISSED)
     w.miss_code, w.miss_reason = code, reason
     late_ns = t.now_ns - w.deadline_ns
@@ -490,7 +491,7 @@ def _final_rollback(t: Turn, w: Window, restored: str, *, exact: bool) -> None:
 def deadline(t: Turn, window: int, granted_ns: int) -> None:
     """The deadline passed; a window that is still running is missed, whether its learner is slow or hung."""
     w = t.state.windows.get(window)
-    if w and w.granted_ns == granted_ns and w.state is WindowState.RUNNING:
+    if w and w.granted_ns == granted_ns and w.state is WindowState.RUNNING and t.now_ns >= w.deadline_ns:
         miss(t, w, "E7-MISSED", f"still running at its deadline, {w.step} of {w.steps} steps done", tell_learner=True)
 
 

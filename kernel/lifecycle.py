@@ -65,7 +65,8 @@ def spawn(t: Turn, name: str) -> None:
     server = t.state.servers[name]
     server.incarnation += 1
     server.state, server.pid, server.route, server.fault = "spawned", 0, b"", None
-    server.cpu_ns = server.job_cpu_ns = server.paid_cpu_ns = 0
+    server.cpu_ns = server.job_cpu_ns = server.paid_cpu_ns = server.spoke_cpu_ns = 0
+    server.stopped = server.niced = False
     t.state.seen.pop(name, None)
     t.emit(Spawn(name, server.incarnation))
     t.timer(limits.HELLO_TIMEOUT_NS, "hello", name=name, incarnation=server.incarnation)
@@ -428,10 +429,11 @@ def heartbeat(t: Turn) -> None:
     s = t.state
     t.timer(limits.HEARTBEAT_PERIOD_NS, "heartbeat")
     for server in s.servers.values():
-        if server.state != "ready":
+        if server.state != "ready" or server.stopped:
             continue
         silent_ns = t.now_ns - server.last_heard_ns
-        if silent_ns > limits.HEARTBEAT_TIMEOUT_NS and server.pinged:
+        patience_ns = limits.HEARTBEAT_TIMEOUT_NS * (limits.HEARTBEATS_NICED if server.niced else 1)
+        if silent_ns > patience_ns and server.pinged:
             server.fault = [
                 "E3-GONE",
                 f"{server.name} was silent for {silent_ns // 10**9} s",
@@ -469,6 +471,9 @@ def drain(t: Turn, mode: str = "drain", reason: str = "") -> None:
     s = t.state
     if not s.drain_mode:
         s.drain_mode, s.drain_reason = mode, reason[:1000]
+        reserve.go_on_again(
+            t, "learner", s.servers["learner"].incarnation
+        )  # who is to leave need not wait for a budget
         t.timer(limits.DRAIN_TIMEOUT_NS, "drain")
     elif mode == "now":
         s.drain_mode = "now"

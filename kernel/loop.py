@@ -38,6 +38,7 @@ from kernel.events import (
     PageWanted,
     Received,
     Refused,
+    Renice,
     Report,
     Sampled,
     Send,
@@ -208,6 +209,8 @@ class Loop:
                 self.tell(["spawn", effect.name, effect.incarnation])
             case Kill():
                 self.tell(["kill", effect.name, effect.incarnation, effect.signal])
+            case Renice():
+                self.tell(["nice", effect.name, effect.incarnation, effect.nice])
             case Report():
                 self.report(effect.event)
             case Exit():

@@ -17,7 +17,6 @@ from kernel.config import Config
 from kernel.events import Kill
 from kernel.sched import Reservation, admit
 from kernel.state import State, Turn
-from kernel.window import Window
 from syscalls import limits
 from syscalls.errors import RecurosError
 
@@ -126,12 +125,12 @@ def window_began(t: Turn) -> None:
         server.postpone(t.now_ns)
 
 
-def window_goes_on(t: Turn, w: Window) -> None:
-    """Where the manifest says kill, a window that used its budget up ends with its learner, and its successor starts from the base."""
-    used_ns = t.state.servers[LEARNER].cpu_ns - w.cpu_start_ns
-    if t.state.config.servers[LEARNER].overrun == "kill" and used_ns > w.budget_ns and not w.overran:
-        w.overran = True
-        overrun(t, LEARNER, "kill", f"window {w.id} used {used_ns / 1e6:.0f} ms of {w.budget_ns / 1e6:g} ms")
+def go_on_again(t: Turn, name: str, incarnation: int) -> None:
+    """The end of a server's stop: by its timer, or because it is needed before."""
+    server = t.state.servers[name]
+    if server.stopped and server.incarnation == incarnation:
+        server.stopped, server.pinged, server.last_heard_ns = False, False, t.now_ns
+        t.emit(Kill(name, incarnation, signal.SIGCONT))
 
 
 def window_ended(t: Turn, cpu_ns: int) -> None:

@@ -56,6 +56,9 @@ class Server:
     cancelled: int = 0  # queued sends that a revocation took back
     info: dict[str, Any] = field(default_factory=dict)
     job_cpu_ns: int = 0
+    stopped: bool = False  # by a signal of the kernel, for a while
+    niced: bool = False
+    spoke_cpu_ns: int = 0  # its CPU time when it last said something, or was given a job
     paid_cpu_ns: int = 0  # its CPU time at its last answer: what came before is accounted
 
 

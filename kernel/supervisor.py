@@ -129,8 +129,21 @@ class Supervisor:
                     for pid, (who, n, _) in self.children.items():
                         if (who, n) == (name, incarnation):
                             os.kill(pid, number)
+                case ["nice", str(name), int(incarnation), int(value)]:
+                    for pid, (who, n, _) in self.children.items():
+                        if (who, n) == (name, incarnation):
+                            self._renice(pid, value)
                 case ["report", dict(event)]:
                     self.report(event)
+
+    @staticmethod
+    def _renice(pid: int, value: int) -> None:
+        """Every thread of it. Without the privilege to go back up, a process stays nice until its next incarnation."""
+        try:
+            for task in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(task.name), value)
+        except OSError as e:
+            print(f"nice {value} of pid {pid}: {e}", file=sys.stderr)  # noqa: T201 - the supervisor's log
 
     def spawn(self, name: str, incarnation: int) -> None:
         """Start one incarnation of a server; the kernel gets its pidfd."""

@@ -60,6 +60,7 @@ class Window:
     budget_ns: int = 0
     staged_ns: int = 0
     cpu_start_ns: int = 0
+    periods: int = 1  # budgets it has had, each a period after the one before
     overran: bool = False  # its budget is used up, and the reservation's policy was told
     used_ns: int = 0
     step: int = 0

@@ -46,6 +46,7 @@ class Window:
     env_id: str
     rng_before: str
     rng_after: str
+    steps_done: int  # fewer than `steps` where the window was cut short for its budget
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,12 @@ def _window(commit: Record, grant: Record | None) -> Window:
         env_id=commit.env_id or "",
         rng_before=commit.rng_before or "",
         rng_after=commit.rng_after or "",
+        steps_done=_done(a["metrics"].get("steps"), a["steps"]),
     )
+
+
+def _done(done: Any, steps: int) -> int:
+    return done if type(done) is int and 0 < done <= steps else steps
 
 
 def _check_signature(store: Store, made: Plan) -> None:

@@ -117,6 +117,7 @@ def boot_document(
         "policy": policy,
         "device": common["device"],
         "eval_every": manifest.app.eval_every,
+        "kernel_scheduler": manifest.app.kernel_scheduler,
         "operator_rights": manifest.operator.rights,
         "servers": servers,
         "lane_cpus": lane,
@@ -315,9 +316,6 @@ def _check_reservation(path: Path, name: str, stanza: Server) -> None:
     if stanza.cls == "edf":
         if any(given):
             raise _refuse(path, f"{key}.budget-ms", "the learner's reservation is [window]", "set it there")
-        if stanza.overrun not in (None, "rollback", "kill"):
-            what = f"{stanza.overrun!r} is for fair servers: a window is not paused or moved"
-            raise _refuse(path, f"{key}.overrun", what, "rollback or kill")
         return
     if not any(given):
         if stanza.overrun:
@@ -335,7 +333,7 @@ def _check_reservation(path: Path, name: str, stanza: Server) -> None:
             f"needs budget-ms = {stanza.budget_ms} <= deadline-ms = {deadline_ms} <= period-ms = {stanza.period_ms}",
             "lower the budget or raise the others",
         )
-    if stanza.overrun not in (None, "throttle", "postpone", "kill"):
+    if stanza.overrun not in (None, "throttle", "postpone", "kill"):  # rollback and degrade are for windows
         hint = "throttle, postpone or kill"
         raise _refuse(path, f"{key}.overrun", f"{stanza.overrun!r} is for windows, and {name!r} runs none", hint)
 

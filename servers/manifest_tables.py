@@ -83,6 +83,8 @@ class App(Table):
     """Policies wait for their evidence, so that a second run decides alike."""
     eval_every: Annotated[int, Field(ge=0, le=1 << 31)] = 10
     """Windows between evaluations on the validation split; 0 is none. The test split is scored once, when the plan is done."""
+    kernel_scheduler: Literal["deadline", "other"] = "deadline"
+    """`deadline`: the kernel process asks the host for SCHED_DEADLINE; the status says what is in force. `other`: it does not."""
 
 
 class Window(Table):
@@ -545,7 +547,7 @@ class Server(Table):
     """How often the budget is given. Reserved servers share one background slot, and boot refuses what does not fit it."""
     deadline_ms: Milliseconds | None = None
     """From its wake to the end of its budget; absent: the period."""
-    overrun: Literal["rollback", "throttle", "postpone", "kill"] | None = None
+    overrun: Literal["rollback", "throttle", "postpone", "degrade", "kill"] | None = None
     """What happens when the budget is used up, see docs/design/overrun.md. Absent: the learner `rollback`, others `throttle`."""
     config: dict[str, Any] = {}
     """Handed to the server as it is."""

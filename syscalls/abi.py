@@ -308,6 +308,8 @@ METHODS: Final[tuple[Row, ...]] = (
                          _a("end", "int", "handle of the end"), _a("table", "int", "handle of the page of generations")), (),
         "The kernel grants a caller a direct channel to this server.", server="any"),
     Row(103, "channel_cut", (_a("channel", "int"), _a("reason", "str")), (), "A direct channel was taken back, or its other end died.", server="any", oneway=True),
+    Row(104, "shorten", (_a("window", "int"),), (), "End this window after the step in hand: it is over its budget.", server="learner", oneway=True),
+    Row(105, "deadline", (_a("window", "int"), _a("deadline_ns", "int")), (), "The window's deadline was moved.", server="learner", oneway=True),
     # --- archivist -----------------------------------------------------------------------------------------------------
     Row(110, "open", (_a("boot", "str"),),
         (_a("commit", "bytes", "last window.commit record, empty if none"), _a("tail", "list", "records after it, as bytes"),

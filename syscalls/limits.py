@@ -57,6 +57,8 @@ HELLO_TIMEOUT_NS: Final = 120_000_000_000
 HEARTBEAT_PERIOD_NS: Final = 2_000_000_000
 HEARTBEAT_TIMEOUT_NS: Final = 30_000_000_000
 """A server that answers nothing for this long is killed and restarted by its policy."""
+HEARTBEATS_NICED: Final = 10
+"""So many times as long for one that is slowed down: it computes, and gets what nobody else wants."""
 ABORT_GRACE_NS: Final = 2_000_000_000
 """A learner told to abort a window must prove its rollback within this; then it is killed and restarted."""
 DRAIN_TIMEOUT_NS: Final = 30_000_000_000

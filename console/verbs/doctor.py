@@ -21,6 +21,7 @@ from typing import Final
 
 from console.context import Context, Table
 from console.verb import verb
+from syscalls import hostsched
 from syscalls.errors import RecurosError
 
 PYTHON_MIN: Final = (3, 11)
@@ -225,9 +226,18 @@ def _gpu(_: Context) -> Iterator[Finding]:
         pynvml.nvmlShutdown()
 
 
-def _scheduler(_: Context) -> Iterator[Finding]:
+def _scheduler(ctx: Context) -> Iterator[Finding]:
+    """What a kernel process would get here, tried on this one; and what the one of this run directory has."""
     policy = os.sched_getscheduler(0)
-    yield Finding("scheduler", "info", f"{POLICIES.get(policy, policy)} is in force; deadlines are kept at micro-steps")
+    named = POLICIES.get(policy & ~os.SCHED_RESET_ON_FORK, policy)
+    yield Finding("scheduler", "info", f"servers run under {named}; deadlines are kept at micro-steps")
+    granted, why = hostsched.permitted()
+    here = f"{hostsched.NAME} is permitted" if granted else f"{why}; it would run under {hostsched.OTHER}"
+    yield Finding("scheduler", "ok" if granted else "info", f"kernel process: {here}")
+    with contextlib.suppress(RecurosError), ctx.client() as client:
+        kernel = client.status()["status"]["kernel"]
+        note = f" ({kernel['scheduler_note']})" if kernel.get("scheduler_note") else ""
+        yield Finding("scheduler", "info", f"the running kernel process has {kernel['scheduler']}{note}")
 
 
 def _confinement(_: Context) -> Iterator[Finding]:

@@ -204,6 +204,10 @@ class Engine:
         self.phase_step += 1
         return replace(metrics, grad_norm=norm, lr=lr)
 
+    def skip(self, steps: int) -> None:
+        """Leave micro-steps of the phase out, as a window that was cut short does: the schedule goes on where the plan does."""
+        self.phase_step += steps
+
     def _backward(self, batch: Batch, phase: Phase, kd: KdSettings) -> StepMetrics:
         """Gradients of the objective, in one part or several."""
 

@@ -150,8 +150,9 @@ class Replay:
         enter(
             engine, w["window"], self._phase(w), w["step0"], w["policy"], w["directives"], lambda: None, self._snapshot
         )
-        for batch in batches:
+        for batch in batches[: w["steps_done"]]:
             engine.micro_step(batch)
+        engine.skip(w["steps"] - w["steps_done"])  # a window that was cut short for its budget
         after = engine.capture()
         return engine.root_of(after), after
 

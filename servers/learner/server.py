@@ -87,6 +87,8 @@ class LearnerService:
         self._grants: deque[Grant] = deque()
         self._running = -1
         self._abort: _Aborted | None = None
+        self._moved: dict[int, int] = {}  # window -> the deadline that it was given since its grant
+        self._shortened = -1
         self._bases: dict[int, Held] = {}
         self._stored: set[str] = set()
         self._reader: Store | None = None
@@ -102,6 +104,8 @@ class LearnerService:
         self.handlers: Mapping[str, Handler] = {
             "grant": self.grant,
             "abort": self.abort,
+            "shorten": self.shorten,
+            "deadline": self.deadline,
             "committed": self.committed,
             "restore": self.restore,
             "attach": self.attach,
@@ -181,7 +185,18 @@ class LearnerService:
 
     def grant(self, **columns: Any) -> None:
         """Queue a window."""
-        self._grants.append(Grant(**columns))
+        grant = Grant(**columns)
+        self._moved.pop(grant.window, None)
+        self._shortened = -1 if self._shortened == grant.window else self._shortened
+        self._grants.append(grant)
+
+    def shorten(self, window: int) -> None:
+        """The window is over its budget: it ends after the step in hand."""
+        self._shortened = window
+
+    def deadline(self, window: int, deadline_ns: int) -> None:
+        """The window has another budget, and its deadline was moved."""
+        self._moved = {window: deadline_ns}
 
     def abort(self, window: int, reason: str) -> None:
         """Give a window up: noted while one runs, done at once otherwise. One that is not held was rolled back before."""
@@ -317,6 +332,9 @@ class LearnerService:
         started_ns = told_ns = time.monotonic_ns()
         for position, columns in enumerate(batches):
             self._pause_point(grant, check_deadline=True)
+            if done and self._shortened == grant.window:
+                self._engine.skip(grant.steps - len(done))
+                break
             batch: Batch = {name: tensor_of(array) for name, array in columns.items()}
             done.append(self._engine.micro_step(batch))
             self._last_batch = batch
@@ -337,7 +355,7 @@ class LearnerService:
         self._programs.between_steps()
         if self._abort is not None:
             raise self._abort
-        if check_deadline and (late_ns := time.monotonic_ns() - grant.deadline_ns) > 0:
+        if check_deadline and (late_ns := time.monotonic_ns() - self._moved.get(grant.window, grant.deadline_ns)) > 0:
             raise RecurosError(
                 "E7-MISSED", f"{late_ns / 1e6:.1f} ms past the deadline at micro-step {self._engine.step}"
             )

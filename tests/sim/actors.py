@@ -239,11 +239,14 @@ class Learner(Actor):
         self.running = -1
         self.parts = self.staged_parts = 1
         self.aborted: Aborted | None = None
+        self.shortened, self.moved = -1, dict[int, int]()
 
     def info(self) -> dict[str, Any]:
         return {"base": self.built, "code": "sha256:" + "0" * 64}
 
     def on_grant(self, **grant: Any) -> Run:
+        self.moved.pop(grant["window"], None)
+        self.shortened = -1 if self.shortened == grant["window"] else self.shortened
         self.grants.append(grant)
         yield from ()
 
@@ -261,6 +264,14 @@ class Learner(Actor):
                 self.aborted = Aborted(window)
         else:
             yield from self.roll_back(window, "E7-MISSED", reason)
+
+    def on_shorten(self, window: int) -> Run:
+        self.shortened = window
+        yield from ()
+
+    def on_deadline(self, window: int, deadline_ns: int) -> Run:
+        self.moved = {window: deadline_ns}
+        yield from ()
 
     def on_committed(self, window: int) -> Run:
         self.bases.pop(window, None)
@@ -326,8 +337,12 @@ class Learner(Actor):
         if self.parts < w.parts_needed:
             raise RecurosError("E7-MEMORY", f"no room for a batch in {self.parts} parts")
         step_ns = int(20 * MS * w.rng.random()) + (200 * MS if f.hit(w, f.late, "learner") else 0)
+        done = 0
         for step in range(g["steps"]):
             yield from self.pause_point(g)
+            if done and self.shortened == g["window"]:
+                break
+            done = step + 1
             yield ("sleep", step_ns)
             yield from self.maybe_crash()
             if f.hit(w, f.hang, "learner"):
@@ -352,7 +367,12 @@ class Learner(Actor):
             "window_staged",
             window=g["window"],
             snapshot=new,
-            metrics={"loss": 0.5, "kd": 0.1, **({"micro_batches": self.parts} if self.parts > 1 else {})},
+            metrics={
+                "loss": 0.5,
+                "kd": 0.1,
+                "steps": done,
+                **({"micro_batches": self.parts} if self.parts > 1 else {}),
+            },
             maps={},
             trace=trace,
         )
@@ -362,7 +382,7 @@ class Learner(Actor):
         yield from self.pump()
         if self.aborted is not None:
             raise self.aborted
-        if late_matters and self.w.now_ns > g["deadline_ns"]:
+        if late_matters and self.w.now_ns > self.moved.get(g["window"], g["deadline_ns"]):
             raise RecurosError("E7-MISSED", "past the deadline")
 
     def roll_back(self, window: int, code: str, reason: str) -> Run:

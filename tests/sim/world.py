@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+import signal
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ from kernel.events import (
     PageOffered,
     PageWanted,
     Received,
+    Renice,
     Report,
     Send,
     Spawn,
@@ -124,7 +126,8 @@ class Process:
         self.world, self.name, self.incarnation, self.pid = world, name, incarnation, pid
         self.route = f"{name}/{incarnation}".encode()
         self.alive = True
-        self.hung = False
+        self.hung = self.stopped = False
+        self.deferred: list[Callable[[], None]] = []  # what happens to it while it is stopped
         self.caps: dict[str, int] = {}
         self.inbox: deque[wire.Deliver] = deque()
         self.waits: tuple[str, int] | None = None
@@ -135,6 +138,9 @@ class Process:
 
     def run(self, value: Any = None, error: RecurosError | None = None) -> None:
         """Go on until the process waits for something."""
+        if self.stopped:
+            self.deferred.append(lambda: self.run(value, error))
+            return
         self.waits = None
         while self.alive:
             try:
@@ -198,6 +204,9 @@ class Process:
 
     def receive(self, frame: wire.Frame) -> None:
         """A frame from the kernel arrives."""
+        if self.stopped:
+            self.deferred.append(lambda: self.receive(frame))
+            return
         if not self.alive or self.hung:
             return
         if isinstance(frame, wire.Reply):
@@ -246,6 +255,7 @@ class World:
         self.order = 0
         self.processes: dict[str, Process] = {}
         self.pages: dict[int, Any] = {}
+        self.niced: dict[str, int] = {}
         self.words: dict[int, int] = {}  # the page of generations
         self.next_page = 1
         self.next_pid = 100
@@ -348,6 +358,8 @@ class World:
             case ClosePage():
                 if self.pages.pop(effect.page, None) is None:
                     raise Violation(f"page {effect.page} was closed twice")
+            case Renice():
+                self.niced[effect.name] = effect.nice
             case Report():
                 self.reports.append(effect.event)
             case Exit():
@@ -372,7 +384,19 @@ class World:
     def _kill(self, effect: Kill) -> None:
         process = self.processes.get(effect.name)
         if process is not None and process.incarnation == effect.incarnation and process.alive:
-            self.end(process, -effect.signal)
+            self.signalled(process, effect.signal)
+
+    def signalled(self, process: Process, number: int) -> None:
+        """Stop a process, let it go on, or end it."""
+        if number == signal.SIGSTOP:
+            process.stopped = True
+        elif number == signal.SIGCONT:
+            process.stopped = False
+            missed, process.deferred = process.deferred, []
+            for action in missed:
+                action()
+        else:
+            self.end(process, -number)
 
     def end(self, process: Process, status: int) -> None:
         """A process ends; the kernel learns it a moment later, after what the process has sent."""

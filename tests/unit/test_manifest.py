@@ -298,7 +298,11 @@ def test_every_table_has_a_place_on_the_reference_page() -> None:
             "server.dataset.overrun",
             "is for windows",
         ),
-        ('[server.learner]\noverrun = "throttle"\n', "server.learner.overrun", "for fair servers"),
+        (
+            '[server.dataset]\nbudget-ms = 10\nperiod-ms = 20\noverrun = "degrade"\n',
+            "server.dataset.overrun",
+            "is for windows",
+        ),
         ("[server.learner]\nbudget-ms = 10\nperiod-ms = 20\n", "server.learner.budget-ms", "[window]"),
     ],
 )

@@ -8,6 +8,7 @@ harden()
 
 # ruff: noqa: E402 - hardened before anything else is imported, as every server
 import hashlib
+import time
 from typing import Any
 
 from kfs import snapshot
@@ -29,12 +30,16 @@ class FakeLearner:
         self.queue: list[dict[str, Any]] = []
         self.state = b"\0" * 64
         self.bases: dict[int, bytes] = {}
+        self.shortened: set[int] = set()
+        self.moved: dict[int, int] = {}
         self.info = {"base": self.root(), "code": "sha256:" + "0" * 64}
         self.handlers = {
             "grant": lambda **grant: self.queue.append(grant),
             "abort": self.abort,
             "committed": lambda window: self.bases.pop(window, None) and None,
             "restore": self.restore,
+            "shorten": self.shorten,
+            "deadline": lambda window, deadline_ns: self.moved.update({window: deadline_ns}),
             "match": self.match,
             "attach": self.attach,
             "detach": self.detach,
@@ -119,9 +124,29 @@ class FakeLearner:
             self.roll_back(grant["window"], error.code, error.message)
         return True
 
+    def shorten(self, window: int) -> None:
+        self.shortened.add(window)
+
+    def train(self, grant: dict[str, Any]) -> int:
+        """Micro-steps that burn `burn_ms` of CPU time each, where the configuration says so; as the real one looks and reports."""
+        burn_ns = int(self.kernel.config.get("burn_ms", 0)) * 1_000_000
+        done = 0
+        while burn_ns and done < grant["steps"] and grant["window"] not in self.shortened:
+            self.kernel.pump()
+            if time.monotonic_ns() > self.moved.get(grant["window"], grant["deadline_ns"]):
+                raise RecurosError("E7-MISSED", "past the deadline")
+            end_ns = time.process_time_ns() + burn_ns
+            while time.process_time_ns() < end_ns:
+                pass
+            done += 1
+            self.kernel.syscall("progress", window=grant["window"], step=done, metrics={})
+            self.kernel.syscall("status")  # the kernel has seen it, and what it says to that is read at the next step
+        return done or int(grant["steps"])
+
     def window(self, grant: dict[str, Any]) -> None:
         self.kernel.map(grant["page"]).close()
         self.kernel.release(grant["page"])
+        steps = self.train(grant)
         self.state = hashlib.sha512(self.state).digest()
         self.fire()
         page = WritePage(64)
@@ -138,7 +163,7 @@ class FakeLearner:
             "window_staged",
             window=grant["window"],
             snapshot=done["snapshot"],
-            metrics={"loss": 1.0, "probe_ns": {str(number): 1_000 for number in self.cells}},
+            metrics={"loss": 1.0, "steps": steps, "probe_ns": {str(number): 1_000 for number in self.cells}},
             maps={},
             trace=trace,
         )

@@ -17,6 +17,7 @@ import mmap
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,7 @@ class FakeObserver:
         self.info: dict[str, Any] = {}
         self.kernel = kernel
         self.report = Path(kernel.config["run"]) / "hostile.json"
+        self.spun = Path(kernel.config["run"]) / "spun"
         self.flooded = Path(kernel.config["run"]) / "flood.json"
         scores = {"scores": {"student": {"accuracy": 0.5}, "teacher": {"accuracy": 0.5}}}
         self.handlers = {"trace": self.trace, "evaluate": lambda **_: scores, "calibrate": lambda **_: {"result": {}}}
@@ -101,10 +103,19 @@ class FakeObserver:
     def trace(self, window: int, page: int, **_: Any) -> None:
         if self.kernel.config.get("hostile") and window >= ATTACK_AT and not self.report.exists():
             self.attack(page)
+        if (spin_s := float(self.kernel.config.get("spin_s", 0))) and window >= 3 and not self.spun.exists():
+            self.spun.touch()
+            end = time.process_time() + spin_s
+            while time.process_time() < end:
+                pass
         if (calls := int(self.kernel.config.get("flood", 0))) and not self.flooded.exists():
             self.flood(calls)
         settings = {"temperature": 2.0 + 0.1 * (window % 3)}
-        self.kernel.syscall("policy_submit", window=window, settings=settings, pack="fake")
+        try:
+            self.kernel.syscall("policy_submit", window=window, settings=settings, pack="fake")
+        except RecurosError as error:
+            if error.code != "E2-USAGE":  # it came too late, and its absence is on record
+                raise
 
     def flood(self, calls: int) -> None:
         """Send all calls before any answer is taken, then count the answers by their code."""
