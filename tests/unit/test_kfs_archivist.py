@@ -23,6 +23,8 @@ from syscalls.pages import ReadPage, WritePage, pack_arrays
 class Session:
     """The part of a kernel session that the handlers use: a configuration and real sealed pages by handle."""
 
+    direct_caller = ""
+
     def __init__(self, store_dir: Path) -> None:
         self.config = {"store": str(store_dir)}
         self._pages: dict[int, WritePage] = {}

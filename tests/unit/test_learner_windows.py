@@ -293,3 +293,35 @@ def test_going_back_to_what_is_not_there_rolls_the_window_back(learner: Learner)
     assert (said["code"], said["restored"]) == ("E2-USAGE", root)
     assert "cannot go back to b3:000" in said["reason"]
     assert learner.parts() == before
+
+
+def test_a_window_that_is_cut_short_is_staged_with_its_steps_and_the_plan_goes_on_behind_it(learner: Learner) -> None:
+    """The schedule stands where it would after the whole window; the next one begins there and is whole again."""
+    first = learner.kernel.pumps
+
+    def at(number: int) -> None:
+        if number == first + 2:
+            learner.service.shorten(window=1)
+
+    learner.kernel.at_pump = at
+    learner.run(1)
+    assert learner.kernel.said[-1][1]["metrics"]["steps"] == 1
+    engine = learner.service._engine
+    assert (engine.step, engine.phase_step) == (1, STEPS)
+    learner.run(2)
+    assert learner.kernel.said[-1][1]["metrics"]["steps"] == STEPS
+    assert (engine.step, engine.phase_step) == (1 + STEPS, 2 * STEPS)
+    learner.service.committed(1)
+    learner.service.committed(2)
+
+
+def test_a_deadline_that_was_moved_is_the_one_that_counts_for_that_attempt_only(learner: Learner) -> None:
+    learner.grant(1, deadline_ns=1)
+    learner.service.deadline(window=1, deadline_ns=time.monotonic_ns() + LATE_NS)
+    learner.service.idle()
+    assert learner.kernel.said[-1][0] == "window_staged"
+    learner.service.abort(window=1, reason="its record was refused")
+    learner.grant(1, deadline_ns=1)
+    learner.service.idle()
+    name, columns = learner.kernel.said[-1]
+    assert (name, columns["code"]) == ("window_rolled_back", "E7-MISSED")
