@@ -14,7 +14,7 @@ class Stubs(Peer):
         """A server has finished its start-up and takes work."""
         return self.syscall("ready", info=info)
 
-    def fault(self, *, code: str, message: str, hint: str = '') -> dict[str, Any]:
+    def fault(self, *, code: str, message: str, hint: str = "") -> dict[str, Any]:
         """A server reports why it cannot go on, just before it exits."""
         return self.syscall("fault", code=code, message=message, hint=hint)
 
@@ -26,15 +26,17 @@ class Stubs(Peer):
         """Recent events after a number."""
         return self.syscall("events", after=after, limit=limit)
 
-    def shutdown(self, *, mode: str = 'drain', reason: str = '') -> dict[str, Any]:
+    def shutdown(self, *, mode: str = "drain", reason: str = "") -> dict[str, Any]:
         """Drain, commit and stop; `now` rolls the running window back instead of waiting for it."""
         return self.syscall("shutdown", mode=mode, reason=reason)
 
-    def cap_list(self, *, principal: str = '') -> dict[str, Any]:
+    def cap_list(self, *, principal: str = "") -> dict[str, Any]:
         """Capabilities of a principal: slot, kind, object, rights, badge, parent."""
         return self.syscall("cap_list", principal=principal)
 
-    def cap_derive(self, *, cap: int, rights: list[Any], to: str = '', badge: str = '', dry_run: bool = False) -> dict[str, Any]:
+    def cap_derive(
+        self, *, cap: int, rights: list[Any], to: str = "", badge: str = "", dry_run: bool = False
+    ) -> dict[str, Any]:
         """Derive a capability with fewer rights; excess is rejected."""
         return self.syscall("cap_derive", cap=cap, rights=rights, to=to, badge=badge, dry_run=dry_run)
 
@@ -66,9 +68,13 @@ class Stubs(Peer):
         """The caller gives a direct channel up."""
         return self.syscall("channel_close", channel=channel)
 
-    def channel_report(self, *, channel: int, calls: int, refused: int, cpu_ns: int, reason: str, fatal: bool) -> dict[str, Any]:
+    def channel_report(
+        self, *, channel: int, calls: int, refused: int, cpu_ns: int, reason: str, fatal: bool
+    ) -> dict[str, Any]:
         """The callee's account of a direct channel since the last one."""
-        return self.syscall("channel_report", channel=channel, calls=calls, refused=refused, cpu_ns=cpu_ns, reason=reason, fatal=fatal)
+        return self.syscall(
+            "channel_report", channel=channel, calls=calls, refused=refused, cpu_ns=cpu_ns, reason=reason, fatal=fatal
+        )
 
     def stage_done(self, *, snapshot: str) -> dict[str, Any]:
         """The archivist stored a snapshot that came over a direct channel."""
@@ -94,11 +100,15 @@ class Stubs(Peer):
         """The learner's position inside the running window."""
         return self.syscall("progress", window=window, step=step, metrics=metrics)
 
-    def window_staged(self, *, window: int, snapshot: str, metrics: dict[str, Any], maps: dict[str, Any], trace: int) -> dict[str, Any]:
+    def window_staged(
+        self, *, window: int, snapshot: str, metrics: dict[str, Any], maps: dict[str, Any], trace: int
+    ) -> dict[str, Any]:
         """All state of the window is durable in KFS; the deadline is judged at receipt."""
         return self.syscall("window_staged", window=window, snapshot=snapshot, metrics=metrics, maps=maps, trace=trace)
 
-    def window_rolled_back(self, *, window: int, code: str, reason: str, restored: str, step: int = 0) -> dict[str, Any]:
+    def window_rolled_back(
+        self, *, window: int, code: str, reason: str, restored: str, step: int = 0
+    ) -> dict[str, Any]:
         """The learner restored the base of the window."""
         return self.syscall("window_rolled_back", window=window, code=code, reason=reason, restored=restored, step=step)
 
@@ -106,7 +116,7 @@ class Stubs(Peer):
         """The learner removed a probe that failed; training goes on."""
         return self.syscall("probe_evicted", id=id, step=step, reason=reason)
 
-    def rl_snapshot(self, *, name: str = '') -> dict[str, Any]:
+    def rl_snapshot(self, *, name: str = "") -> dict[str, Any]:
         """Name the last committed state; it is already durable, and now it is pinned."""
         return self.syscall("rl_snapshot", name=name)
 
@@ -114,7 +124,15 @@ class Stubs(Peer):
         """The student becomes the teacher at the next window."""
         return self.syscall("rl_swap_roles", mode=mode, dry_run=dry_run)
 
-    def rl_set_kd(self, *, temperature: float = -1.0, alpha: float = -1.0, proj: str = '', mix: float = -1.0, terms: dict[str, Any] = {}) -> dict[str, Any]:
+    def rl_set_kd(
+        self,
+        *,
+        temperature: float = -1.0,
+        alpha: float = -1.0,
+        proj: str = "",
+        mix: float = -1.0,
+        terms: dict[str, Any] = {},
+    ) -> dict[str, Any]:
         """Change temperature, hint weight, projector, mix or the weights of terms from the next window on."""
         return self.syscall("rl_set_kd", temperature=temperature, alpha=alpha, proj=proj, mix=mix, terms=terms)
 
@@ -134,7 +152,7 @@ class Stubs(Peer):
         """Prune the student from the next window on, at once or over steps; what is gone stays gone."""
         return self.syscall("rl_prune", mask_spec=mask_spec)
 
-    def rl_calibrate(self, *, mode: str = 'temperature') -> dict[str, Any]:
+    def rl_calibrate(self, *, mode: str = "temperature") -> dict[str, Any]:
         """Fit a scaling temperature to the last committed student on validation data."""
         return self.syscall("rl_calibrate", mode=mode)
 
@@ -150,15 +168,15 @@ class Stubs(Peer):
         """Submit a policy; it applies two windows after its evidence."""
         return self.syscall("policy_submit", window=window, settings=settings, pack=pack, blobs=blobs)
 
-    def evaluate(self, *, snapshot: str = '', split: str = 'validation') -> dict[str, Any]:
+    def evaluate(self, *, snapshot: str = "", split: str = "validation") -> dict[str, Any]:
         """Score a snapshot on data no gradient has seen."""
         return self.syscall("evaluate", snapshot=snapshot, split=split)
 
-    def interrupt(self, *, kind: str, reason: str = '') -> dict[str, Any]:
+    def interrupt(self, *, kind: str, reason: str = "") -> dict[str, Any]:
         """Interrupt the learner; pause and stop go straight to the kernel."""
         return self.syscall("interrupt", kind=kind, reason=reason)
 
-    def kfs_gc(self, *, ids: list[Any], scores: list[Any], reason: str = '', dry_run: bool = False) -> dict[str, Any]:
+    def kfs_gc(self, *, ids: list[Any], scores: list[Any], reason: str = "", dry_run: bool = False) -> dict[str, Any]:
         """Give snapshots and artifacts up; the archivist collects them in the background."""
         return self.syscall("kfs_gc", ids=ids, scores=scores, reason=reason, dry_run=dry_run)
 
@@ -174,7 +192,7 @@ class Stubs(Peer):
         """The page that holds a probe's maps, to be read while the learner writes."""
         return self.syscall("probe_page", id=id)
 
-    def propose(self, *, syscall: int, args: list[Any], reason: str = '', dry_run: bool = False) -> dict[str, Any]:
+    def propose(self, *, syscall: int, args: list[Any], reason: str = "", dry_run: bool = False) -> dict[str, Any]:
         """Make a change with a reason for the ledger, or only ask whether it would be accepted. It needs the change's right."""
         return self.syscall("propose", syscall=syscall, args=args, reason=reason, dry_run=dry_run)
 
