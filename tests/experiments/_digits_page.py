@@ -112,7 +112,8 @@ def _targets(aims: Sequence[Row]) -> str:
         if row["what"] == "paired seeds":
             return f"{effect['mean']:.0f}"
         if "labels for" in row["what"]:
-            return f"{effect['mean']:.2f} [{_end(effect['low'])}, {_end(effect['high'])}]"
+            bound = "at most " if effect["at_most"] else ""
+            return f"{bound}{effect['mean']:.2f} [{_end(effect['low'])}, {_end(effect['high'])}]"
         text = interval(effect["mean"], effect["low"], effect["high"])
         return text + (f", Holm p {p_value(effect['holm'])}" if "permuted" in row["what"] else "")
 
@@ -295,6 +296,9 @@ def _limits(found: Row) -> str:
         "- Near the ceiling, with 300 labels and more, few images are left to differ on.",
         "- Equal steps, not equal CPU time: distillation takes longer a step (see Cost).",
     ]
+    lines.append(
+        "- Six trials an arm are a coarse grid, and some choices lie at its edge; a finer one could move any arm, equally for all."
+    )
     missing = [title for teacher, title in TEACHERS.items() if not _counts(found, teacher)]
     lines += [f"- Not run: {title}." for title in missing]
     short = [r for r in found["means"] if r["arm"] == "ce" and r["seeds"] < 20]
@@ -302,6 +306,10 @@ def _limits(found: Row) -> str:
         f"- Only {row['seeds']} of 20 seeds were run with the {row['teacher']} teacher at {row['n']:,} labels."
         for row in short
     ]
+    ablated = {(row["n"], row["pairs"]) for row in found["contrasts"] if row["family"] == "ablations"}
+    if ablated:
+        told = ", ".join(f"{pairs} at {n:,}" for n, pairs in sorted(ablated))
+        lines.append(f"- Ablations were run with the perceptron teacher only; seeds: {told} labels.")
     return "\n".join(lines) + "\n"
 
 
