@@ -26,7 +26,6 @@ from servers.dataset.stream import Stream, permutation
 from servers.dataset.table import Columns, Table
 from servers.learner.engine import Engine
 from servers.models.model import Batch
-from tests.experiments._gate import open_samples
 from tests.experiments._journal import Job, Result
 from tests.experiments._loop import Watcher, scored, tensors, train
 
@@ -60,7 +59,6 @@ class Arm:
     mixed: bool
     table: Mapping[str, float] | None = None
     permuted: bool = False
-    gated: bool = False
 
 
 ARMS: Final = {
@@ -68,15 +66,15 @@ ARMS: Final = {
     "ce-mixup": Arm("ce-mixup", teacher=False, mixed=True),
     "kd": Arm("kd", teacher=True, mixed=False),
     "kd-mixup": Arm("kd-mixup", teacher=True, mixed=True),
-    "observer": Arm("observer", teacher=True, mixed=True, table={}, gated=True),
-    "observer-permuted": Arm("observer", teacher=True, mixed=True, table={}, gated=True, permuted=True),
+    "observer": Arm("observer", teacher=True, mixed=True, table={}),
+    "observer-permuted": Arm("observer", teacher=True, mixed=True, table={}, permuted=True),
 }
 NO_BAND: Final = {"drop_low": 0.0, "drop_high": 0.0}
 ABLATIONS: Final = {
-    "no-disagreement": Arm("observer", teacher=True, mixed=True, table={"weight_gain": 0.0}, gated=True),
-    "no-gate": Arm("observer", teacher=True, mixed=True, table={}),
-    "no-band": Arm("observer", teacher=True, mixed=True, table=NO_BAND, gated=True),
-    "no-schedule": Arm("observer", teacher=True, mixed=True, table={"temperature_step": 0.0}, gated=True),
+    "no-disagreement": Arm("observer", teacher=True, mixed=True, table={"weight_gain": 0.0}),
+    "no-gate": Arm("observer", teacher=True, mixed=True, table={"ood_most": 0.0}),
+    "no-band": Arm("observer", teacher=True, mixed=True, table=NO_BAND),
+    "no-schedule": Arm("observer", teacher=True, mixed=True, table={"temperature_step": 0.0}),
 }
 EVERY_ARM: Final = {**ARMS, **ABLATIONS}
 TUNED: Final = tuple(dict.fromkeys(arm.tuned for arm in ARMS.values()))
@@ -242,14 +240,10 @@ def _watcher(arm: Arm, engine: Engine, seen: Table, seed: int, held: Batch | Non
     if arm.table is None:
         return None
     size = seen.size("train")
-    gate = None
-    if arm.gated and held is not None:
-        gate = open_samples(engine.roles["teacher"].model, tensors(seen.columns("train")), held)
     return Watcher(
-        size,
+        {**tensors(seen.columns("train")), "ids": torch.arange(size)},
         engine.kd.temperature,
         table=arm.table,
-        gate=gate,
         order=permutation(seed, "control", 0, size) if arm.permuted else None,
         validation=held,
     )

@@ -35,8 +35,10 @@ SETUP: Final = """\
   labels *for* when such a teacher is there. **Student**: a perceptron of one layer of 32, 2,410 parameters, 35 times smaller than the
   perceptron teacher.
 - **Arms**: cross-entropy (CE); distillation (KD: CE and tau^2 KL, hints off); each with mixup, for which the teacher is asked about the
-  mixed image. *Observer*: KD + mixup with the `starter` pack's sample weights (disagreement, entropy band), its
-  temperature schedule, and a gate on samples that lie further out than 95 % of held-out ones. *Observer, permuted*: the same, but the
+  mixed image. *Observer*: KD + mixup with what the `starter` pack decides: a weight for each sample that
+  grows with the student's disagreement with the teacher (gain {weight_gain:g}, within {weight_min:g} and {weight_max:g}); the {drop_low:.0%} of samples
+  with the lowest and the {drop_high:.0%} with the highest teacher entropy weighted by {band_floor:g}; a gate that leaves out what lies further from the
+  teacher's classes than {gate:.1%} of held-out samples (none if that were over {ood_most:.0%}); a temperature that moves by {temperature_step:.0%}. *Observer, permuted*: the same, but the
   weights are dealt out to the wrong samples, by one permutation a run. What this control gains as well, the choice of
   samples did not cause.
 - **Pairing**: the runs of a seed share teacher, samples, fresh student, order of batches and mixing. All arms take {steps:,} steps
@@ -56,7 +58,9 @@ def render(found: Row) -> str:
     """The page."""
     meta = found["meta"]
     tuned = [row for row in found["tuning"] if row["chosen"]]
-    setup = SETUP.replace("{steps:,}", f"{meta['steps']:,}")
+    setup = SETUP.replace("{steps:,}", f"{meta['steps']:,}").replace("{gate:.1%}", f"{meta['gate_quantile']:.1%}")
+    for name, value in meta["starter"].items():
+        setup = setup.replace(f"{{{name}:g}}", f"{value:g}").replace(f"{{{name}:.0%}}", f"{value:.0%}")
     setup = setup.replace(
         "{tuning_seeds}",
         ", ".join(f"{k} at {n:,} labels" for n, k in sorted({(row["n"], row["runs"]) for row in tuned})),
@@ -238,15 +242,16 @@ def _observer(found: Row) -> str:
         )
     acted = [row for row in found["means"] if row["arm"] == "observer"]
     if acted:
-        text += "\nWhat it did: last temperature, standard deviation of the weights (their mean is 1), samples shut out by the gate.\n\n"
+        text += "\nWhat it did: last temperature, standard deviation of the weights (their mean is 1), samples that weigh nothing, and those among them that the gate shut out.\n\n"
         text += table(
-            ("teacher", "labels", "temperature", "spread", "shut out, %"),
+            ("teacher", "labels", "temperature", "spread", "weigh nothing, %", "shut out, %"),
             [
                 (
                     str(row["teacher"]),
                     f"{row['n']:,}",
                     f"{row['temperature_last']:.2f}",
                     f"{row['weight_spread']:.2f}",
+                    points(row["weightless_share"]),
                     points(row["gated_share"]),
                 )
                 for row in acted

@@ -7,6 +7,7 @@ than the one that it is handed; the loop itself trains on `train` and shows the 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from servers.learner.trace import joined
 from servers.models.evaluate import evaluate
 from servers.models.model import Batch, Model, valid_rows
 from servers.observer.diagnostics import Samples, read_trace
+from servers.observer.ood import outlying
 from servers.observer.packs import pack_of
 from servers.observer.policy import Pack, numbers_of
 from servers.observer.state import HELD_OUT_MOMENTUM, State, decide, fold
@@ -45,25 +47,24 @@ def tensors(columns: Columns) -> Batch:
 class Watcher:
     """The Observer in process: folds the trace of window k, and its decision is in force from window k + 2 on.
 
-    `gate`: the training samples that are left in; the others weigh 0. `order`: a permutation of the training samples that the
+    `training`, `validation`: what the Observer's server would fetch for held-out calibration and for its look at which samples are
+    strange; without validation the rules that need it have no evidence. `order`: a permutation of the training samples that the
     weights are dealt out by: the control that keeps everything about the weights (their values, their dynamics) except which
-    sample gets which. `validation`: what held-out calibration is measured on; None leaves the rules that need it without
-    evidence.
+    sample gets which.
     """
 
-    samples: int
+    training: Batch
     temperature: float
     table: Mapping[str, Any] = field(default_factory=dict)
     pack: Pack = field(default_factory=lambda: pack_of("starter"))
-    gate: NDArray[np.bool_] | None = None
     order: NDArray[np.int64] | None = None
     validation: Batch | None = None
 
     def __post_init__(self) -> None:
         self.numbers = numbers_of(self.pack, self.table)
-        self.state = State(self.temperature, self.temperature, Samples(self.samples))
+        self.state = State(self.temperature, self.temperature, Samples(len(self.training["ids"])))
         self.temperatures: list[float] = []
-        self.spread: list[float] = []
+        self.weights: list[NDArray[np.float32]] = []
         self._coming: dict[int, tuple[dict[str, Any], NDArray[np.float32] | None]] = {}
         self._in_force: tuple[dict[str, Any], NDArray[np.float32] | None] = ({}, None)
 
@@ -81,31 +82,48 @@ class Watcher:
         metrics = {"generation": engine.generation, "temperature": engine.kd.temperature}
         figures = fold(self.state, window, trace, metrics, {})
         decision = decide(self.state, self.pack, self.numbers, figures, {})
-        weights = self._dealt(decision.weights)
+        weights = decision.weights
+        if weights is not None:
+            self.weights.append(weights)
+            weights = weights if self.order is None else weights[self.order]
         self.temperatures.append(self.state.temperature)
         self._coming[window + limits.POLICY_LAG_WINDOWS] = (decision.settings, weights)
         if self.validation is not None and (window + 1) % EVAL_EVERY == 0:
-            ece = engine.evaluate("student", self.validation)["ece"]
-            self.state.held_out.add(ece, self.numbers.get("ece_momentum", HELD_OUT_MOMENTUM))
+            self._evaluate(engine, self.validation)
 
-    def _dealt(self, weights: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
-        """Weights of mean 1 with the gate's samples at 0, dealt out to whom the control says."""
-        if weights is None and self.gate is None:
-            return None
-        held = np.ones(self.samples, dtype=np.float32) if weights is None else weights
-        if self.gate is not None:
-            held = held * self.gate
-        held = (held / held.mean()).astype(np.float32)
-        self.spread.append(float(held.std()))
-        return held if self.order is None else held[self.order]
+    def _evaluate(self, engine: Engine, validation: Batch) -> None:
+        """Held-out calibration, and once which training samples the teacher finds strange: as the Observer's `evaluate` does."""
+        ece = engine.evaluate("student", validation)["ece"]
+        self.state.held_out.add(ece, self.numbers.get("ece_momentum", HELD_OUT_MOMENTUM))
+        if self.numbers.get("ood_most") and math.isnan(self.state.samples.threshold):
+            teacher = engine.roles["teacher"].model
+            seen, held = (features(teacher, arrays) for arrays in (self.training, validation))
+            self.state.look(*outlying(seen, self.training["labels"].numpy(), held))
 
     def report(self) -> dict[str, float]:
-        """What the Observer did: where the temperature went, how far the weights spread (their standard deviation; the mean is 1)."""
+        """What the Observer did.
+
+        Where the temperature went; how far the weights spread (their standard deviation; the mean is 1); the shares of samples
+        that weigh nothing, and that are shut out as outliers among them.
+        """
+        strange = float(self.state.samples.outliers.mean())
         return {
             "temperature_last": self.temperatures[-1] if self.temperatures else self.temperature,
-            "weight_spread": float(np.mean(self.spread)) if self.spread else 0.0,
-            "gated_share": 0.0 if self.gate is None else 1.0 - float(self.gate.mean()),
+            "weight_spread": float(np.mean([w.std() for w in self.weights])) if self.weights else 0.0,
+            "weightless_share": float(np.mean([(w == 0).mean() for w in self.weights])) if self.weights else 0.0,
+            "gated_share": strange if strange <= self.numbers.get("ood_most", 0.0) else 0.0,
         }
+
+
+@torch.no_grad()
+def features(model: Model, arrays: Batch) -> NDArray[np.float64]:
+    """The last hidden state of each sample, averaged over positions: [n, width]."""
+    was_training = model.module.training
+    model.module.eval()
+    found = model.forward(arrays, need_hidden=True).hidden[-1].mean(dim=1)
+    model.module.train(was_training)
+    values: NDArray[np.float64] = found.double().numpy()
+    return values
 
 
 @dataclass

@@ -12,9 +12,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from tests.experiments import _digits, _digits_report, _gate, _loop
+from servers.observer import ood
+from servers.observer.packs import pack_of
+from servers.observer.policy import numbers_of
+from tests.experiments import _digits, _digits_report, _loop
 from tests.experiments._digits import (
     ABLATIONS,
     ARMS,
@@ -94,14 +97,25 @@ def run(given: Job, folder: Path) -> Iterator[tuple[Job, Result]]:
     yield given, _digits.run(given, table, taught)
 
 
+def facts(quick: bool) -> dict[str, Any]:
+    """What the page says of the setup."""
+    numbers = numbers_of(pack_of("starter"), ARMS["observer"].table or {})
+    told = ("weight_gain", "drop_low", "drop_high", "band_floor", "weight_min", "weight_max", "temperature_step", "ood_most")
+    return {
+        "steps": QUICK_STEPS if quick else STEPS,
+        "starter": {name: numbers[name] for name in told},
+        "gate_quantile": ood.QUANTILE,
+    }
+
+
 EXPERIMENT: Final = Experiment(
     name="digits",
     doc=str(__doc__),
     stages=stages,
     run=run,
     report=_digits_report.write,
-    facts=lambda quick: {"steps": QUICK_STEPS if quick else STEPS},
-    sources=tuple(Path(str(module.__file__)) for module in (_digits, _gate, _loop)),
+    facts=facts,
+    sources=tuple(Path(str(module.__file__)) for module in (_digits, _loop)),
 )
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from servers.learner.trace import trace_rows
 from servers.observer.packs import pack_of
 from servers.observer.policy import numbers_of
 from syscalls.errors import RecurosError
-from tests.experiments import _digits, _digits_page, _digits_report, _gate, _loop, _page, _run, digits
+from tests.experiments import _digits, _digits_page, _digits_report, _loop, _page, _run, digits
 from tests.experiments._digits import ABLATIONS, ARMS, EVERY_ARM, job
 from tests.experiments._journal import Journal, code_digest, key
 
@@ -59,11 +59,10 @@ def test_an_ablation_takes_one_term_away() -> None:
     changed = {name: {k for k in whole if whole[k] != given[k]} for name, given in numbers.items()}
     assert changed == {
         "no-disagreement": {"weight_gain"},
-        "no-gate": set(),
+        "no-gate": {"ood_most"},
         "no-band": {"drop_low", "drop_high"},
         "no-schedule": {"temperature_step"},
     }
-    assert {name for name, arm in ABLATIONS.items() if not arm.gated} == {"no-gate"}
     assert {arm.tuned for arm in ABLATIONS.values()} == {"observer"}
 
 
@@ -169,19 +168,6 @@ def test_no_label_of_the_test_split_reaches_tuning_or_training(table: Table) -> 
     assert flats[0] == flats[1]
 
 
-def test_the_gate_judges_no_sample_that_it_was_fitted_on() -> None:
-    rng = np.random.default_rng(0)
-    labels = np.arange(200) % 4
-    centres = rng.normal(0, 4, (4, 6))
-    values = centres[labels] + rng.normal(0, 1, (200, 6))
-    distances = _gate.Distances(values, labels)
-    # The formula, without the Cholesky factor.
-    covariance = distances.root @ distances.root.T
-    by_hand = [min((x - m) @ np.linalg.inv(covariance) @ (x - m) for m in distances.means) for x in values[:5]]
-    np.testing.assert_allclose(distances.of(values[:5]), by_hand, rtol=1e-8)
-    assert distances.of(centres.mean(axis=0, keepdims=True) + 30)[0] > distances.of(values).max()
-
-
 # --- the Observer in the loop ----------------------------------------------------------------------------------------------------
 
 
@@ -205,34 +191,56 @@ def window_of(ids: list[int], disagree: set[int]) -> list[StepMetrics]:
     return [StepMetrics(0, 0.0, 0.0, 0.0, len(ids), {"kd": 0.1}, rows)]
 
 
+def watcher(**given: Any) -> _loop.Watcher:
+    """Over six samples that the entropy band leaves alone."""
+    return _loop.Watcher({"ids": torch.arange(6)}, 2.0, table={"drop_low": 0.0, "drop_high": 0.0}, **given)
+
+
 def test_evidence_of_a_window_is_in_force_two_windows_later() -> None:
-    watcher = _loop.Watcher(6, 2.0)
-    watcher.see(0, Looked, window_of(list(range(6)), {4}))  # type: ignore[arg-type]
-    assert watcher.policy(0) == ({}, None)
-    assert watcher.policy(1) == ({}, None)
-    settings, weights = watcher.policy(2)
+    observer = watcher()
+    observer.see(0, Looked, window_of(list(range(6)), {4}))  # type: ignore[arg-type]
+    assert observer.policy(0) == ({}, None)
+    assert observer.policy(1) == ({}, None)
+    settings, weights = observer.policy(2)
     assert settings["temperature"] > 0
     assert weights is not None
     assert weights.argmax() == 4
     assert weights.mean() == pytest.approx(1.0)
-    kept = watcher.policy(3)[1]
+    kept = observer.policy(3)[1]
     assert kept is not None
     assert kept.tolist() == weights.tolist(), "it stays until another takes its place"
 
 
 def test_the_control_deals_the_same_weights_out_to_other_samples() -> None:
     order = np.asarray([1, 2, 3, 4, 5, 0])
-    gate = np.asarray([True, True, False, True, True, True])
-    plain, permuted = _loop.Watcher(6, 2.0, gate=gate), _loop.Watcher(6, 2.0, gate=gate, order=order)
-    for watcher in (plain, permuted):
-        watcher.see(0, Looked, window_of(list(range(6)), {4}))  # type: ignore[arg-type]
+    plain, permuted = watcher(), watcher(order=order)
+    for observer in (plain, permuted):
+        observer.state.look(np.asarray([0.0, 0.0, 9.0, 0.0, 0.0, 0.0]), 1.0)
+        observer.see(0, Looked, window_of(list(range(6)), {4}))  # type: ignore[arg-type]
     ours, control = plain.policy(2)[1], permuted.policy(2)[1]
     assert ours is not None
     assert control is not None
-    assert ours[2] == 0.0, "the gate shuts a sample out"
+    assert ours[2] == 0.0, "a sample far from the others is left out"
     assert control.tolist() == ours[order].tolist() != ours.tolist()
     assert sorted(control) == sorted(ours)
     assert plain.report()["gated_share"] == pytest.approx(1 / 6)
+
+
+def test_the_gate_looks_once_at_features_of_the_teacher(table: Table) -> None:
+    seen = _digits.tuning_table(table, 120, 0)
+    engine = _digits.engine_of("mlp", 0, {})
+    training = {**_loop.tensors(seen.columns("train")), "ids": torch.arange(120)}
+    observer = _loop.Watcher(training, 2.0, validation=_loop.tensors(seen.columns("validation")))
+    assert observer.validation is not None
+    observer._evaluate(engine, observer.validation)
+    first = observer.state.samples.distance.copy()
+    hidden = engine.roles["teacher"].model.forward(training, need_hidden=True).hidden[-1][:, 0]
+    np.testing.assert_allclose(_loop.features(engine.roles["teacher"].model, training), hidden.detach().double().numpy())
+    assert np.isfinite(first).all()
+    engine.roles["teacher"].arena.flat.mul_(2.0)
+    observer._evaluate(engine, observer.validation)
+    assert observer.state.samples.distance.tolist() == first.tolist()
+    assert observer.state.held_out.count == 2
 
 
 # --- going on after a cut ----------------------------------------------------------------------------------------------------------
@@ -322,7 +330,7 @@ def invented(gain: dict[str, float], seeds: int = 4, counts: tuple[int, ...] = (
             for seed in range(seeds):
                 score = 0.85 + n / 2000 + 0.01 * seed + gain.get(arm, 0.0) + 0.001 * rng.normal()
                 result = {"accuracy": score, "agreement": score, "kl": 1 - score, "ece": 0.1, "nll": 0.5}
-                extra = {"temperature_last": 1.5, "weight_spread": 0.3, "gated_share": 0.05}
+                extra = {"temperature_last": 1.5, "weight_spread": 0.3, "weightless_share": 0.2, "gated_share": 0.05}
                 rows.append(
                     (
                         job("final", "mlp", n, arm, seed, SETTINGS, 25),
@@ -346,7 +354,7 @@ META = {
     "python": "3.11",
     "torch": "2",
     "code": "abc",
-    "steps": 25,
+    **digits.facts(quick=True),
 }
 
 
