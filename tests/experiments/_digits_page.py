@@ -35,12 +35,13 @@ SETUP: Final = """\
   labels *for* when such a teacher is there. **Student**: a perceptron of one layer of 32, 2,410 parameters, 35 times smaller than the
   perceptron teacher.
 - **Arms**: cross-entropy (CE); distillation (KD: CE and tau^2 KL, hints off); each with mixup, for which the teacher is asked about the
-  mixed image. *Observer*: KD + mixup with what the `starter` pack decides: a weight for each sample that
-  grows with the student's disagreement with the teacher (gain {weight_gain:g}, within {weight_min:g} and {weight_max:g}); the {drop_low:.0%} of samples
-  with the lowest and the {drop_high:.0%} with the highest teacher entropy weighted by {band_floor:g}; a gate that leaves out what lies further from the
-  teacher's classes than {gate:.1%} of held-out samples (none if that were over {ood_most:.0%}); a temperature that moves by {temperature_step:.0%}. *Observer, permuted*: the same, but the
-  weights are dealt out to the wrong samples, by one permutation a run. What this control gains as well, the choice of
-  samples did not cause.
+  mixed image. *Observer*: KD + mixup with what the `starter` pack decides: a weight for each sample
+  that grows with the student's disagreement with the teacher (gain {weight_gain:g}, within {weight_min:g} and {weight_max:g});
+  the {drop_low:.0%} of samples with the lowest and the {drop_high:.0%} with the highest teacher entropy weighted by {band_floor:g};
+  a gate that leaves out what lies further from the teacher's classes than {gate:.1%} of held-out samples (nothing if that
+  were over {ood_most:.0%}); a temperature that moves by {temperature_step:.0%} at a time. *Observer, permuted*: the same, but the
+  weights are dealt out to the wrong samples, by one permutation a run. What this control gains as well, the choice of samples
+  did not cause.
 - **Pairing**: the runs of a seed share teacher, samples, fresh student, order of batches and mixing. All arms take {steps:,} steps
   of at most 64 samples; the last checkpoint counts; nothing stops early.
 - **Tuning**: six trials an arm at each count (two learning rates by three of the arm's own settings), seeds that no final run
@@ -242,7 +243,10 @@ def _observer(found: Row) -> str:
         )
     acted = [row for row in found["means"] if row["arm"] == "observer"]
     if acted:
-        text += "\nWhat it did: last temperature, standard deviation of the weights (their mean is 1), samples that weigh nothing, and those among them that the gate shut out.\n\n"
+        text += (
+            "\nWhat it did: last temperature, standard deviation of the weights (their mean is 1), samples that weigh nothing, and those"
+            " among them that the gate shut out.\n\n"
+        )
         text += table(
             ("teacher", "labels", "temperature", "spread", "weigh nothing, %", "shut out, %"),
             [
@@ -325,7 +329,20 @@ def _provenance(meta: Row, found: Row) -> str:
         f"- Machine: {meta['machine']}; Python {meta['python']}, torch {meta['torch']}; {meta['date']}.\n"
         f"- Seeds {seeds[0] if seeds else '-'} to {seeds[-1] if seeds else '-'}; {len(found['runs'])} final runs;"
         f" digest of the sources that decide a run: `{meta['code']}`.\n"
-        f"- `{meta['command']}` runs all of it, and goes on where it was cut off; `QUICK=1` is a small grid that writes elsewhere.\n"
+        + _page_carried(meta)
+        + f"- `{meta['command']}` runs all of it, and goes on where it was cut off; `QUICK=1` is a small grid that writes elsewhere.\n"
+    )
+
+
+def _page_carried(meta: Row) -> str:
+    """What other code ran, and how it was checked."""
+    note = meta.get("carried")
+    if not note:
+        return ""
+    return (
+        f"- {note['runs']} runs are of sources `{note['code']}`, which differ in parts that these arms do not use. The first and the last"
+        f" run of each arm, {note['checked']} in all, were run again by the sources above, and arms were taken over where both came out"
+        f" equal in everything but CPU time: {', '.join(note['arms'])}.\n"
     )
 
 

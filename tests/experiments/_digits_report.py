@@ -80,6 +80,7 @@ def means(runs: Runs, teacher: str, n: int, arms: Iterable[str], seeds: Sequence
             "queries",
             "temperature_last",
             "weight_spread",
+            "weightless_share",
             "gated_share",
         ):
             values = [r[name] for r in got if name in r]

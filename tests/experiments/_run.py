@@ -20,6 +20,7 @@ from typing import Any, Final
 import torch
 from threadpoolctl import threadpool_limits
 
+from tests.experiments._carry import carry, note_of
 from tests.experiments._journal import ROOT, Job, Journal, Result, code_digest, key
 
 BUILD: Final = ROOT / "build" / "experiment"
@@ -81,6 +82,8 @@ def main(experiment: Experiment) -> int:
     threadpool_limits(1)  # NumPy's and scikit-learn's own
     folder = folder_of(experiment, options.quick)
     journal = Journal(folder / "runs.jsonl")
+    if options.carry:
+        carry(options.carry, folder, experiment.run)
     stages = experiment.stages(options.quick, options.count)
     deadline = time.monotonic() + options.seconds if options.seconds else float("inf")
     if options.shard is not None:
@@ -139,6 +142,9 @@ def _options(experiment: Experiment) -> argparse.Namespace:
     parser.add_argument("--seconds", type=int, default=0, help="begin no run after so many; 0: no limit")
     parser.add_argument("--procs", type=int, default=1, choices=range(1, PROCESSES_MAX + 1), help="processes")
     parser.add_argument("--report", action="store_true", help="run nothing; report what there is")
+    parser.add_argument(
+        "--carry", type=Path, help="a folder of runs by other code: take over the arms that this code reproduces"
+    )
     parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--shard", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -161,4 +167,5 @@ def _meta(experiment: Experiment, options: argparse.Namespace, folder: Path) -> 
         "python": platform.python_version(),
         "torch": torch.__version__,
         "code": folder.name,
+        "carried": note_of(folder),
     }

@@ -100,7 +100,16 @@ def run(given: Job, folder: Path) -> Iterator[tuple[Job, Result]]:
 def facts(quick: bool) -> dict[str, Any]:
     """What the page says of the setup."""
     numbers = numbers_of(pack_of("starter"), ARMS["observer"].table or {})
-    told = ("weight_gain", "drop_low", "drop_high", "band_floor", "weight_min", "weight_max", "temperature_step", "ood_most")
+    told = (
+        "weight_gain",
+        "drop_low",
+        "drop_high",
+        "band_floor",
+        "weight_min",
+        "weight_max",
+        "temperature_step",
+        "ood_most",
+    )
     return {
         "steps": QUICK_STEPS if quick else STEPS,
         "starter": {name: numbers[name] for name in told},

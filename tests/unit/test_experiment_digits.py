@@ -19,7 +19,7 @@ from servers.learner.trace import trace_rows
 from servers.observer.packs import pack_of
 from servers.observer.policy import numbers_of
 from syscalls.errors import RecurosError
-from tests.experiments import _digits, _digits_page, _digits_report, _loop, _page, _run, digits
+from tests.experiments import _carry, _digits, _digits_page, _digits_report, _loop, _page, _run, digits
 from tests.experiments._digits import ABLATIONS, ARMS, EVERY_ARM, job
 from tests.experiments._journal import Journal, code_digest, key
 
@@ -235,7 +235,9 @@ def test_the_gate_looks_once_at_features_of_the_teacher(table: Table) -> None:
     observer._evaluate(engine, observer.validation)
     first = observer.state.samples.distance.copy()
     hidden = engine.roles["teacher"].model.forward(training, need_hidden=True).hidden[-1][:, 0]
-    np.testing.assert_allclose(_loop.features(engine.roles["teacher"].model, training), hidden.detach().double().numpy())
+    np.testing.assert_allclose(
+        _loop.features(engine.roles["teacher"].model, training), hidden.detach().double().numpy()
+    )
     assert np.isfinite(first).all()
     engine.roles["teacher"].arena.flat.mul_(2.0)
     observer._evaluate(engine, observer.validation)
@@ -310,6 +312,36 @@ def test_a_teacher_is_trained_once_and_read_back_exactly(
     assert nothing is None
     assert torch.equal(first, again)
     assert not list(tmp_path.glob("*.part"))
+
+
+def test_only_arms_that_come_out_equal_are_taken_over(tmp_path: Path) -> None:
+    source = Journal(tmp_path / "old" / "runs.jsonl")
+    (tmp_path / "old" / "teachers").mkdir(parents=True)
+    for arm in ("kd", "observer"):
+        for seed in range(3):
+            source.append(job("final", "mlp", 60, arm, seed, SETTINGS, 25), {"accuracy": 0.5, "cpu_seconds": 9.0})
+
+    def run(given: dict[str, Any], folder: Path) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        (folder / "teachers").mkdir(exist_ok=True)
+        (folder / "teachers" / "one.npy").write_bytes(teacher)
+        changed = given["arm"] == "observer" and given["seed"] == 2
+        return [(given, {"accuracy": 0.6 if changed else 0.5, "cpu_seconds": 1.0})]
+
+    teacher = b"as it was"
+    (tmp_path / "old" / "teachers" / "one.npy").write_bytes(teacher)
+    note = _carry.carry(tmp_path / "old", tmp_path / "new", run)
+    assert (note["arms"], note["not_taken"], note["runs"], note["checked"]) == (
+        ["final mlp kd"],
+        ["final mlp observer"],
+        3,
+        4,
+    )
+    assert {j["arm"] for j, _ in Journal(tmp_path / "new" / "runs.jsonl").rows()} == {"kd"}
+    assert _carry.note_of(tmp_path / "new") == note
+    assert (tmp_path / "new" / "teachers" / "one.npy").read_bytes() == teacher
+    teacher = b"as it is now"
+    with pytest.raises(SystemExit, match="a teacher comes out differently"):
+        _carry.carry(tmp_path / "old", tmp_path / "other", run)
 
 
 # --- the report ---------------------------------------------------------------------------------------------------------------------
