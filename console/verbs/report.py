@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import click
+
 from console.context import Context
 from console.verb import verb
 
@@ -9,10 +13,16 @@ from console.verb import verb
 @verb(
     "report",
     "What a run directory holds: windows, scores, probes, policies and whether the ledger verifies.",
-    examples=("recuros report", "recuros report --run runs/first", "recuros report --json"),
+    examples=("recuros report", "recuros report --run runs/first --html report.html", "recuros report --json"),
     exits=(4, 9),
 )
-def report(ctx: Context) -> int:
+@click.option(
+    "--html",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Also write one HTML file with plots and every figure as JSON; needs the extra report.",
+)
+def report(ctx: Context, html: Path | None) -> int:
     """Fold the ledger and verify the store; 9 when it does not verify."""
     from console import report as reports
 
@@ -34,5 +44,10 @@ def report(ctx: Context) -> int:
         "faults": ledger.faults,
         "inexact_rollbacks": ledger.inexact,
     }
+    if html is not None:
+        from console.report_html import write
+
+        write(html, ctx.run, doc)
+        ctx.message(f"wrote {html}")
     ctx.emit(doc, reports.text({**found, "device": None, "seconds": None}, ledger))
     return 0 if found["ledger"]["verified"] else 9
