@@ -334,7 +334,9 @@ def test_a_runtime_that_goes_away_shows_so_and_a_stopped_directory_opens(browser
             status, document = change(second, "pause")
             assert status == 403, document
         out = tmp_path / "report.html"
-        subprocess.run([*COMMAND, "--run", str(running.run), "report", "--html", str(out)], capture_output=True, check=True)
+        subprocess.run(
+            [*COMMAND, "--run", str(running.run), "report", "--html", str(out)], capture_output=True, check=True
+        )
         browser.open(out.as_uri())
         browser.until("h1", "live")
         assert browser.js("return JSON.parse(document.getElementById('report').textContent).report.app") == "live"

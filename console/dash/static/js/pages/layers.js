@@ -71,7 +71,7 @@ export default {
       const values = layers.map((l) => kept.map((r) => r.values[program][l]?.[figure] ?? null));
       if (!heat.element.isConnected) put(box, heat.element);
       const range = heat.draw({ rows: layers.map((l) => title(program, l)), columns: kept.map((r) => ({ x: r.window, text: `window ${r.window}, step ${r.step}, generation ${r.generation}` })), values, label: label(chosen) });
-      about.textContent = `${label(chosen)}, ${kept.length} windows`;
+      about.textContent = `${label(chosen)}, ${kept.length} windows${layers.some((l) => /^\d+:\d+$/.test(l)) ? "; layers are student : teacher" : ""}`;
       const bar = h("canvas", { width: 140, height: 10, "aria-hidden": "true" });
       put(legend, number(range.low, 3), bar, number(range.high, 3), range.log ? " (log)" : "");
       paintScale(bar);
@@ -102,7 +102,7 @@ const label = (key) => {
 const title = (program, layer) => {
   if (layer === "(model)") return "whole model";
   const pair = program === "cka" || program.endsWith("cca") ? layer.match(/^(\d+):(\d+)$/) : null;
-  return pair ? `student ${pair[1]} : teacher ${pair[2]}` : layer.replace(/^student\//, "");
+  return pair ? `layers ${pair[1]} : ${pair[2]}` : layer.replace(/^student\//, "");
 };
 const natural = (a, b) => a.localeCompare(b, "en", { numeric: true });
 const lastRow = (rows, program, layer) => rows.findLast((r) => r.values[program]?.[layer]);

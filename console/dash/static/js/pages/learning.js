@@ -31,7 +31,7 @@ export default {
           smooth = v === "smooth";
           draw();
         })] }, loss.element),
-        card("Accuracy", { wide: "w6", note: "held-out data" }, accuracy.element),
+        card("Accuracy", { wide: "w6", note: "held-out data; the test split shows when no runtime is up" }, accuracy.element),
         card("Retention", { wide: "w6", note: "student over the first teacher" }, retention.element),
         card("Gradient norm", { wide: "w6" }, grad.element), card("CKA of student and teacher", { wide: "w6" }, cka.element),
         card("Learning rate", { wide: "w6" }, rate.element), card("Time of a step", { wide: "w6" }, speed.element),
@@ -46,7 +46,7 @@ export default {
       const marks = store.generations.map((g) => ({ x: g.window, text: `gen ${g.gen}` }));
       loss.log = log;
       loss.draw(TERMS.map(([name, colour]) => ({ name, colour, points: series(name) })).filter((x) => x.points.length), marks);
-      const splits = [...new Set(store.evaluations.map((e) => e.split))];
+      const splits = [...new Set(store.evaluations.map((e) => e.split))].filter((split) => split !== "test" || !store.gauges.up);
       accuracy.draw(splits.flatMap((split, i) => {
         const rows = store.evaluations.filter((e) => e.split === split);
         const more = splits.length > 1 ? ` (${split})` : "";

@@ -69,7 +69,8 @@ export default {
       await fetchRows(shown.at(-1)?.seq ?? -1, asked, shown);
     }
 
-    const newest = () => store.records.slice(-PAGE).reverse();
+    const narrow = () => innerWidth <= 1100;
+    const newest = () => store.records.slice(narrow() ? -PAGE / 3 : -PAGE).reverse();
 
     function drawRows() {
       const shown = older || newest();
@@ -94,6 +95,7 @@ export default {
       history.replaceState(null, "", `#/ledger/${seq}`);
       for (const row of rows.children) row.setAttribute("aria-selected", String(Number(row.dataset.seq) === seq));
       drawDetail();
+      if (narrow()) detail.closest("section").scrollIntoView({ block: "start" }); // the record is below the list there
     }
 
     async function drawDetail() {

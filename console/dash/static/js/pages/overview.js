@@ -75,12 +75,12 @@ export default {
       put(plan.value, count(done), h("small", {}, planned && done <= planned ? ` of ${count(planned)} windows` : " windows"));
       put(plan.bar, bar(planned ? done / planned : 1));
       setText(plan.foot, `${status?.phase?.name || commit?.phase || "–"} · generation ${status?.generation ?? commit?.gen ?? 0}${planned && done > planned ? " · repeating" : ""}`);
-      const evaluation = store.evaluations.findLast((e) => e.split === "test") || store.evaluations.at(-1);
+      const evaluation = store.evaluations.findLast((e) => e.split !== "test") || store.evaluations.at(-1); // no look at the test split while decisions are made
       const reference = evaluation && store.reference(evaluation.split);
       const share = evaluation && reference?.accuracy ? evaluation.student.accuracy / reference.accuracy : null;
       put(kept.value, percent(share), h("small", {}, " retained"));
       put(kept.bar, bar(share, share >= 0.95 ? "good" : share >= 0.8 ? "warn" : "bad"));
-      setText(kept.foot, evaluation ? `${percent(evaluation.student.accuracy)} accuracy on ${evaluation.split}${last.student_params ? ` with ${count(last.student_params)} parameters` : ""}` : "no evaluation yet");
+      setText(kept.foot, evaluation ? `${percent(evaluation.student.accuracy)} accuracy on ${evaluation.split} at window ${evaluation.window}${last.student_params ? `, ${count(last.student_params)} parameters` : ""}` : "no evaluation yet");
       put(loss.value, number(last.loss, 4));
       setText(loss.foot, commit ? `window ${commit.id} · gradient norm ${number(last.grad_norm, 3)} · ${number(last.step_ms, 3)} ms a step` : "no window has committed yet");
       put(misses.value, count(counts.missed), h("small", {}, " missed"));
