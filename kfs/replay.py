@@ -47,6 +47,8 @@ class Window:
     rng_before: str
     rng_after: str
     steps_done: int  # fewer than `steps` where the window was cut short for its budget
+    replayed_steps: int = 0
+    """Steps that came from a CUDA graph."""
 
 
 @dataclass(frozen=True)
@@ -297,6 +299,7 @@ def _window(commit: Record, grant: Record | None) -> Window:
         rng_before=commit.rng_before or "",
         rng_after=commit.rng_after or "",
         steps_done=_done(a["metrics"].get("steps"), a["steps"]),
+        replayed_steps=int(a["metrics"].get("replayed_steps", 0)),
     )
 
 

@@ -241,6 +241,11 @@ class Dispatcher:
         """Whether any program sits on a site of this role, so that its passes must really be made."""
         return any(site.programs for group in self._by_role.get(role, {}).values() for site in group)
 
+    @property
+    def due(self) -> bool:
+        """Whether any program is due at this step, wherever it is attached."""
+        return self._active and any(group[0].due for _, group in self._cadences)
+
     def fire(self, hook: str, **tensors: Any) -> None:
         """Fire an event hook: `on_kd_step` with student_logits, teacher_logits, labels, ids, hidden (a sequence of
         (name, student, teacher)); `on_snapshot` and `on_prune` with what they have.

@@ -139,8 +139,8 @@ class FlatAdamW:
     def steps(self, value: int) -> None:
         self._step.fill_(float(value))
 
-    def step(self, lr: float) -> None:
-        """One update with the gradients in the arena."""
+    def step(self, lr: float | Tensor) -> None:
+        """One update with the gradients in the arena; a tensor's rate is read on its device."""
         for decay, (flat, grad, exp_avg, exp_avg_sq) in self._parts:
             adamw(
                 flat,

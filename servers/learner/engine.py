@@ -30,10 +30,12 @@ from kfs.snapshot import TreeCache, build_tree
 from probes.hooks import Dispatcher
 from servers.learner.arena import Arena, FlatAdamW
 from servers.learner.gates import RATE
+from servers.learner.graph_path import GraphPath
+from servers.learner.graphs import Pieces
 from servers.learner.losses import STEERED, TERMS, KdSettings
 from servers.learner.losses.ewc import anchor_at
 from servers.learner.losses.hint import check_projector
-from servers.learner.objective import Objective, StepMetrics, layer_map, not_finite
+from servers.learner.objective import TASK_ONLY, Objective, StepMetrics, due_terms, layer_map, not_finite
 from servers.learner.parts import accumulate
 from servers.learner.phase import Phase, phase_of
 from servers.learner.projectors import Projectors
@@ -84,6 +86,7 @@ class Engine:
         self._optimizers: dict[str, FlatAdamW] = {}
         self._trees: TreeCache = {}
         self._hooked: dict[str, tuple[nn.Module, bool]] = {}
+        self.path = GraphPath()
         self._set_modes()
 
     @property
@@ -186,7 +189,13 @@ class Engine:
         batch = {name: _aligned(values).to(self.device) for name, values in batch.items()}
         if self._dispatcher is not None:
             self._dispatcher.step(self.step)
-        trains = self._trainable()
+        trains, lr = self._trainable(), self.phase.lr_at(self.phase_step)
+        due = self._dispatcher is not None and self._dispatcher.due
+        if (done := self.path.step(self._pieces, batch, lr, self.step, due)) is not None:
+            self.roles[self.phase.train].version += 1
+            self.step += 1
+            self.phase_step += 1
+            return done
         for arena in trains.values():
             arena.zero_grad()
         try:
@@ -197,7 +206,6 @@ class Engine:
         except RecurosError:
             self._objective.memory.discard()
             raise
-        lr = self.phase.lr_at(self.phase_step)
         self._update(trains, norm, lr)
         self._objective.memory.commit()
         self.step += 1
@@ -207,6 +215,43 @@ class Engine:
     def skip(self, steps: int) -> None:
         """Leave micro-steps of the phase out, as a window that was cut short does: the schedule goes on where the plan does."""
         self.phase_step += steps
+
+    # The same step from a graph
+
+    def graph_key(self, batch: Batch) -> str:
+        """A digest of everything that a captured step has burnt in; "" when this step cannot be captured. Numbers that policies
+        change are not in it."""
+        pieces = self._pieces()
+        facts = [{name: role.model.architecture for name, role in self.roles.items()}, self._projectors.key]
+        return "" if pieces is None else pieces.key(batch, facts)
+
+    def capture_step(self, batch: Batch) -> None:
+        """Capture the step on batches of this shape; E1-NO with the reason when that cannot be done."""
+        pieces = self._pieces()
+        if pieces is None:
+            raise RecurosError(
+                "E1-NO", "the step cannot be captured: no phase has begun", hint="call begin(phase) first"
+            )
+        self.path.capture(pieces, {name: values.to(self.device) for name, values in batch.items()})
+
+    def _pieces(self) -> Pieces | None:
+        if self.phase is None:
+            return None
+        kd = self.kd if self.phase.train == "student" else TASK_ONLY
+        return Pieces(
+            objective=self._objective,
+            roles=self._roles,
+            pruning=self._pruning,
+            trains=self._trainable(),
+            optimizers=self._optimizers,
+            phase=self.phase,
+            kd=kd,
+            terms=tuple(due_terms(kd, self.phase_step)),
+            teacher=self._roles.teacher.arena,
+            mask=self._pruning.mask,
+            clip=self._clip,
+            parts=self._parts,
+        )
 
     def _backward(self, batch: Batch, phase: Phase, kd: KdSettings) -> StepMetrics:
         """Gradients of the objective, in one part or several."""

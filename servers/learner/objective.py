@@ -7,6 +7,7 @@ of terms with each checked to be finite; what probes and the trace get. Refuses:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -47,11 +48,11 @@ def layer_map(kd: KdSettings, roles: Roles) -> tuple[tuple[int, int], ...]:
     return checked_map(kd.layer_map, roles.student.model.num_layers, roles.teacher.model.num_layers)
 
 
-def not_finite(step: int, what: str, value: float) -> RecurosError:
+def not_finite(step: int, what: str, value: float, then: str = "no parameter was changed") -> RecurosError:
     """The refusal of a step that would damage parameters."""
     return RecurosError(
         "E7-LOSS",
-        f"step {step}: the {what} is {value}; no parameter was changed",
+        f"step {step}: the {what} is {value}; {then}",
         hint="lower the learning rate, or look for non-finite inputs in the batch",
         details={"step": step, "term": what},
     )
@@ -127,6 +128,23 @@ class Objective:
         if kd.embedding:
             layers |= {0}
         return self.cache.output(role, batch, layers, asked, compute)
+
+    def tensors(
+        self, batch: Batch, phase: Phase, kd: KdSettings, terms: Sequence[tuple[Term, float]], weights: Tensor
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor, Tensor] | None]:
+        """As `loss`, with nothing read back: the objective under device `weights`, the terms, and (student, teacher, targets) rows."""
+        needs = frozenset[str]().union(*(term.needs for term, _ in terms))
+        asked = {"need_hidden": True} if needs & {"hidden", "pooled"} else {}
+        model = self._roles.held[phase.train].model
+        out = model.forward(batch, **asked)
+        teacher: Output | None = None
+        if "teacher" in needs:
+            with torch.no_grad():
+                teacher = self._roles.teacher.model.forward(batch, **asked)
+        rows = self._rows(model, batch, out, teacher, kd, phase.label_smoothing, needs, 0)
+        values = torch.stack([term.value(rows, kd) for term, _ in terms])
+        seen = None if rows.teacher is None else (rows.student.detach(), rows.teacher, rows.targets)
+        return (values * weights).sum(), values.detach(), seen
 
     def _rows(
         self,

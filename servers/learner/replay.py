@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO, Final
 
 import msgpack
+import torch
 
 from kfs.store import Store
 from servers.learner.engine import Engine, deterministic
@@ -99,6 +100,13 @@ class Replay:
             for key in sorted({*env, *here})
             if env.get(key) != here.get(key)
         ]
+        device = str(papers["model"].get("device", "cpu"))
+        if not _there(device):
+            found.append(f"device: recorded {device}, which this host does not have")
+        if w.get("replayed_steps"):
+            found.append(
+                f"path: {w['replayed_steps']} steps came from a CUDA graph, whose last bits differ from those made here"
+            )
         if code["digest"] != self._code:
             files, mine = code["files"], code_files()
             changed = sorted(name for name in {*files, *mine} if files.get(name) != mine.get(name))
@@ -110,6 +118,8 @@ class Replay:
         """The engine in the recorded base state. With a stored base the directories of the models need not exist."""
         papers = self._papers(w)
         spec, seed = dict(papers["model"]), int(papers["seed"])
+        if not _there(str(spec.get("device", "cpu"))):
+            del spec["device"]
         if w["base"] in self._store:
             leaves = _leaves(self._store, w["base"], "base")
             if w["config"] not in self._engines:
@@ -176,6 +186,10 @@ class Replay:
         differing = sorted(path for path in {*recorded, *here} if recorded.get(path) != here.get(path))
         more = f" and {len(differing) - NAMED_MAX} more" if len(differing) > NAMED_MAX else ""
         return f"{len(differing)} of {len(here)} tensors differ: {', '.join(differing[:NAMED_MAX])}{more}"
+
+
+def _there(device: str) -> bool:
+    return device == "cpu" or torch.cuda.is_available()
 
 
 def _leaves(store: Store, root: str, what: str) -> dict[str, Leaf]:

@@ -21,6 +21,7 @@ from kfs.store import Store
 from probes.helpers.subject import Subject
 from probes.hooks import Dispatcher
 from servers.learner.device import describe, memory_errors, prepare, resolve
+from servers.learner.driver import Driver
 from servers.learner.engine import Engine, StepMetrics
 from servers.learner.entry import batches_of, enter
 from servers.learner.papers import Extras, papers_of
@@ -93,7 +94,7 @@ class LearnerService:
         self._stored: set[str] = set()
         self._reader: Store | None = None
         self._last_batch: Batch = {}
-        self._leased = -1
+        self._driver = Driver(kernel)
         self._programs = Programs(kernel, self._dispatcher, self._refreshed, self._subject)
         self._shelf = Shelf(kernel, self._refreshed)
         self._outputs = self._teacher_cache()
@@ -264,7 +265,6 @@ class LearnerService:
         self._running, self._abort = grant.window, None
         step0 = self._engine.step
         try:
-            self._lease()
             with memory_errors(self._engine.device, self._engine.micro_batches):
                 self._train_and_stage(grant)
         except _Aborted as aborted:
@@ -276,13 +276,6 @@ class LearnerService:
         finally:
             self._running, self._abort = -1, None
             self._kernel.release(grant.page)
-
-    def _lease(self) -> None:
-        """Memory for this window's state; E6-ADMIT when the device server cannot give it. Host memory only when it changed."""
-        wanted = self._engine.state_bytes
-        if "gpu" in self._kernel.caps and (wanted != self._leased or self._engine.device.type != "cpu"):
-            self._kernel.call("gpu.lease", bytes=wanted, key="")
-            self._leased = wanted
 
     def _train_and_stage(self, grant: Grant) -> None:
         page = self._kernel.map(grant.page)
@@ -302,6 +295,7 @@ class LearnerService:
                 metrics = {**self._metrics(done, step_ns), "rng": leaves["rng/engine/state"].id}
                 metrics["evidence"] = next(iter(evidence), "")
                 metrics["probe_ns"] = self._programs.spent_ns()
+                metrics |= self._driver.after(self._engine)
                 if not self._logs_evidence:  # nothing of it is stored, so it need not wait for this
                     trace, _ = self._offer_trace(grant.window, done, maps)
             finally:
@@ -336,6 +330,8 @@ class LearnerService:
                 self._engine.skip(grant.steps - len(done))
                 break
             batch: Batch = {name: tensor_of(array) for name, array in columns.items()}
+            if position == 0:
+                self._driver.before(self._engine, batch)
             done.append(self._engine.micro_step(batch))
             self._last_batch = batch
             self._refuse_tainted()
