@@ -74,6 +74,10 @@ class RecordKind(enum.StrEnum):
     GC_DONE = "gc.done"
     FAULT = "fault"
     DEVICE = "device"
+    NEXUS_STAGE = "nexus.stage"
+    NEXUS_LOOP = "nexus.loop"
+    NEXUS_TEACHER = "nexus.teacher"
+    NEXUS_GATE = "nexus.gate"
 
 
 # kind -> {argument: type}. Every argument is required; "?" after a type also allows nil. "key" is text or an integer, "num" an
@@ -142,6 +146,19 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.FAULT: {"name": "str", "code": "str", "message": "str"},
     # the guard changed its verdict, or a window's batches are cut into another number of parts
     RecordKind.DEVICE: {"event": "str", "verdict": "str", "reason": "str", "micro_batches": "int", "window": "int?"},
+    # stage: 0 to 7; capability: "" for the whole stage; state: begun or done; artifacts: path in the run directory -> BLAKE3
+    RecordKind.NEXUS_STAGE: {
+        "stage": "int",
+        "capability": "str",
+        "attempt": "int",
+        "state": "str",
+        "artifacts": "map",
+        "figures": "map",
+    },
+    RecordKind.NEXUS_LOOP: {"edge": "str", "capability": "str", "attempt": "int", "reason": "str", "change": "map"},
+    # act: registered, restored, removed, dropped, added, refused
+    RecordKind.NEXUS_TEACHER: {"teacher": "str", "capability": "str", "act": "str", "reason": "str", "figures": "map"},
+    RecordKind.NEXUS_GATE: {"artifact": "str", "verdict": "str", "capabilities": "map"},
 }
 # Arguments that came later: older records lack them, and what writes records may leave them out.
 #   inputs   config: papers of the run; weights, gate: what the batches were weighted by; evidence: trace and probe maps ("" or {}: none)
