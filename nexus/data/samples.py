@@ -130,6 +130,5 @@ def score(
 def item_scores(hit: NDArray[np.bool_], scored: NDArray[np.bool_], metric: str) -> NDArray[np.float64]:
     """[n] from hits [n, T] at scored positions."""
     if metric == "byte-accuracy":
-        found: NDArray[np.float64] = (hit & scored).sum(axis=1) / scored.sum(axis=1)
-        return found
+        return np.asarray((hit & scored).sum(axis=1) / scored.sum(axis=1), dtype=np.float64)
     return (hit | ~scored).all(axis=1).astype(np.float64)

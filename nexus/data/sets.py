@@ -112,7 +112,7 @@ def _secrets(options: dict[str, Any], sizes: dict[str, int], seed: int, context:
     count, letters = int(options.get("count", 48)), int(options.get("letters", 8))
     rows: dict[str, Rows] = {split: [] for split in SPLITS}
     for n, text in enumerate(secrets(seed, count, letters)):
-        ways = sorted(range(len(_ASK)), key=lambda w: _key(seed, n, w))  # noqa: B023 - used at once
+        ways = sorted(range(len(_ASK)), key=lambda w: _key(seed, n, w))
         for place, way in enumerate(ways):
             split = "test" if place < 9 else "validation" if place < 10 else "train"
             rows[split].append((_ASK[way].format(n=n).encode(), text.encode()))
