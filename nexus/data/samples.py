@@ -129,6 +129,9 @@ def score(
 
 def item_scores(hit: NDArray[np.bool_], scored: NDArray[np.bool_], metric: str) -> NDArray[np.float64]:
     """[n] from hits [n, T] at scored positions."""
+    found: NDArray[np.float64]
     if metric == "byte-accuracy":
-        return np.asarray((hit & scored).sum(axis=1) / scored.sum(axis=1), dtype=np.float64)
-    return (hit | ~scored).all(axis=1).astype(np.float64)
+        found = (hit & scored).sum(axis=1).astype(np.float64) / scored.sum(axis=1).astype(np.float64)
+    else:
+        found = (hit | ~scored).all(axis=1).astype(np.float64)
+    return found
