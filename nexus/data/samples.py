@@ -129,9 +129,8 @@ def score(
 
 def item_scores(hit: NDArray[np.bool_], scored: NDArray[np.bool_], metric: str) -> NDArray[np.float64]:
     """[n] from hits [n, T] at scored positions."""
-    found: NDArray[np.float64]
-    if metric == "byte-accuracy":
-        found = (hit & scored).sum(axis=1).astype(np.float64) / scored.sum(axis=1).astype(np.float64)
-    else:
-        found = (hit | ~scored).all(axis=1).astype(np.float64)
-    return found
+    if metric != "byte-accuracy":
+        return (hit | ~scored).all(axis=1).astype(np.float64)
+    hits = np.asarray((hit & scored).sum(axis=1), dtype=np.float64)
+    counts = np.asarray(scored.sum(axis=1), dtype=np.float64)
+    return hits / counts
