@@ -268,6 +268,8 @@ def _check(path: Path, app: App) -> None:
             raise _refuse(
                 path, f"{where}: no teacher is called {capability.teacher!r}", f"there are: {', '.join(sorted(ids))}"
             )
+        if capability.name == "backbone":
+            raise _refuse(path, "a capability cannot be called 'backbone'", "choose another name")
         if not capability.data.get("kind"):
             raise _refuse(path, f"{where} has no dataset", 'data = { kind = "jsonl", path = "..." }')
         if capability.gated != (capability.tier == 3):

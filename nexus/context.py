@@ -87,7 +87,9 @@ class Context:
     def live(self) -> list[CapabilityTable]:
         """Capabilities that are not dropped, with their teachers."""
         return [
-            c for c in self.app.table.capability if self.cap(c.name).status != "dropped" and c.teacher not in self.state.dropped
+            c
+            for c in self.app.table.capability
+            if self.cap(c.name).status != "dropped" and c.teacher not in self.state.dropped
         ]
 
     def data(self, capability: str) -> dict[str, Samples]:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from servers.manifest_tables import Data, Manifest, MlpSpec, ModelSpec, PatchSpec, Server, SklearnData
+from servers.manifest_tables import AppSpec, Data, Manifest, MlpSpec, ModelSpec, PatchSpec, Server, SklearnData
 from servers.models import directory as model_directory
 from syscalls import abi
 from syscalls.errors import RecurosError
@@ -365,7 +365,7 @@ def _check_probes(path: Path, manifest: Manifest) -> None:
 
 def _check_models(path: Path, manifest: Manifest) -> None:
     for role, spec in (("teacher", manifest.model.teacher), ("student", manifest.model.student)):
-        if not isinstance(spec, PatchSpec | MlpSpec) and spec.path is not None:
+        if not isinstance(spec, PatchSpec | MlpSpec | AppSpec) and spec.path is not None:
             _check_model_dir(path, role, Path(spec.path), weights=spec.kind == "hf")
     kinds = {manifest.model.teacher.kind, manifest.model.student.kind}
     if kinds & BUILT_IN and len(kinds) > 1:
@@ -397,6 +397,7 @@ FEEDS: Final[dict[str, tuple[str, ...]]] = {
     "mlp": ("digits", "sklearn", "numpy", "jsonl", "csv", "parquet"),
     "hf": ("jsonl", "csv", "parquet", "text", "code"),
     "hf-config": ("jsonl", "csv", "parquet", "text", "code"),
+    "app": ("app",),
 }
 """Kind of model -> kinds of data that it can read."""
 

@@ -32,6 +32,8 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ('`[data]` with `kind = "code"`', tables.CodeData),
     ('`[data]` with `kind = "sklearn"`', tables.SklearnData),
     ('`[data]` with `kind = "digits"`', tables.DigitsData),
+    ('`[model.teacher]`, `[model.student]` with `kind = "app"`', tables.AppSpec),
+    ('`[data]` with `kind = "app"`', tables.AppData),
     ("`[optimizer]`", tables.Optimizer),
     ("`[kd]`", tables.Kd),
     ("`[ema]`", tables.Ema),

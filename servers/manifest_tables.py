@@ -208,7 +208,17 @@ class HfConfigSpec(Table):
         return self
 
 
-ModelSpec = Annotated[PatchSpec | MlpSpec | HfSpec | HfConfigSpec, Field(discriminator="kind")]
+class AppSpec(Table):
+    """A model that the application's own servers build: their `entry` names the package that knows it."""
+
+    kind: Literal["app"]
+    name: str
+    """Which one, as the application calls it."""
+    options: dict[str, Any] = {}
+    """Handed to it as they are; paths in them are absolute."""
+
+
+ModelSpec = Annotated[PatchSpec | MlpSpec | HfSpec | HfConfigSpec | AppSpec, Field(discriminator="kind")]
 
 
 class Models(Table):
@@ -425,8 +435,21 @@ class CodeData(Source):
     """Tokens a chunk. Within the context of both models."""
 
 
+class AppData(Table):
+    """Data that the application's own dataset server reads: its `entry` names the package that knows them."""
+
+    path_keys: ClassVar[tuple[str, ...]] = ("path",)
+    kind: Literal["app"]
+    name: str
+    """Which source, as the application calls it."""
+    path: str
+    """What it reads."""
+    batch: Count = 32
+    """Samples a step."""
+
+
 Data = Annotated[
-    DigitsData | SklearnData | JsonlData | CsvData | ParquetData | NumpyData | TextData | CodeData,
+    DigitsData | SklearnData | JsonlData | CsvData | ParquetData | NumpyData | TextData | CodeData | AppData,
     Field(discriminator="kind"),
 ]
 

@@ -130,7 +130,7 @@ def score(
 def item_scores(hit: NDArray[np.bool_], scored: NDArray[np.bool_], metric: str) -> NDArray[np.float64]:
     """[n] from hits [n, T] at scored positions."""
     if metric != "byte-accuracy":
-        return (hit | ~scored).all(axis=1).astype(np.float64)
+        return np.asarray((hit | ~scored).all(axis=1), dtype=np.float64)
     hits = np.asarray((hit & scored).sum(axis=1), dtype=np.float64)
     counts = np.asarray(scored.sum(axis=1), dtype=np.float64)
     return hits / counts

@@ -40,6 +40,21 @@ def _sizes(kind: str, config: type[PatchConfig | MlpConfig], spec: dict[str, Any
     return {k: tuple(map(int, v)) if isinstance(v, list) else int(v) for k, v in spec.items() if k != "kind"}
 
 
+APP_MODELS: dict[str, Callable[[dict[str, Any]], Model]] = {}
+"""Models of kind "app" by name: options -> model. An application's own server packages fill it before they serve."""
+
+
+def _build_app(spec: dict[str, Any]) -> Model:
+    name = str(spec.get("name", ""))
+    if name not in APP_MODELS:
+        raise RecurosError(
+            "E2-MODEL",
+            f"no application in this process knows a model {name!r}",
+            hint="let server.learner.entry and server.observer.entry name the application's own packages",
+        )
+    return APP_MODELS[name](dict(spec.get("options") or {}))
+
+
 BUILT_IN = ("patch", "mlp")
 """Kinds that come with no directory."""
 KINDS: dict[str, Callable[[dict[str, Any]], Model]] = {
@@ -47,6 +62,7 @@ KINDS: dict[str, Callable[[dict[str, Any]], Model]] = {
     "mlp": _build_mlp,
     "hf": hf.from_directory,
     "hf-config": hf.from_config,
+    "app": _build_app,
 }
 
 

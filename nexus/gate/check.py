@@ -1,0 +1,110 @@
+"""What runs inside the gate's sandbox: load a bundle as a user would, and score it on recorded items.
+
+Responsible for: per-item scores of each capability, with the gate closed or open, as the bundle's own loader gives them; what a
+gated capability's items score without it; that a call without the opt-in is denied. Imports the bundle loader and this project's
+scoring, no teacher, no runtime. Refuses: nothing; it reports, and the parent judges.
+
+`python -m nexus.gate.check SPEC.json`: {"bundle", "items", "out", "open", "poison", "capabilities": {name: {"metric", "gated"}}}.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from nexus.bundle.load import NexusModel, load_adapter
+from nexus.data.samples import Samples, score
+from syscalls.errors import RecurosError
+
+
+def read_items(path: Path, capability: str) -> Samples:
+    """Test items that the gate recorded."""
+    from safetensors.numpy import load_file
+
+    flat = load_file(str(path))
+    scored = flat[f"{capability}/scored"].astype(bool)
+    return Samples(flat[f"{capability}/ids"], scored, flat[f"{capability}/lengths"])
+
+
+def scores_of(model: NexusModel, name: str | None, items: Samples, metric: str) -> list[float]:
+    """Per-item scores with a capability's adapter acting (None: the bare backbone)."""
+    student = model.student
+
+    def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        student.set_adapter(name)
+        found: torch.Tensor = student(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        return found
+
+    return [round(float(v), 6) for v in score(logits, items, metric)]
+
+
+def acting(model: NexusModel, name: str) -> str | None:
+    """The adapter that a capability acts by, loaded if it is not."""
+    capability = model.manifest.capabilities[name]
+    if not capability.adapter:
+        return None
+    if name not in model.student.adapter_names:
+        load_adapter(model.student, model.bundle, model.manifest, capability)
+    return name
+
+
+def check(spec: dict[str, Any]) -> dict[str, Any]:
+    """The scores, and what was denied."""
+    torch.manual_seed(0)
+    model = NexusModel.load(spec["bundle"], full=True)
+    model.student.eval()
+    items = Path(spec["items"])
+    found: dict[str, Any] = {"scores": {}, "leak": {}, "denied": {}, "routes": {}}
+    for name, about in spec["capabilities"].items():
+        samples = read_items(items, name)
+        if not about["gated"] or spec["open"]:
+            found["scores"][name] = scores_of(model, acting(model, name), samples, about["metric"])
+        else:
+            public = [None, *(n for n, a in spec["capabilities"].items() if not a["gated"])]
+            for other in public:
+                by = None if other is None else acting(model, other)
+                leaked = scores_of(model, by, samples, "exact-match")
+                found["leak"][f"{name} by {other or 'backbone'}"] = float(np.mean(leaked))
+            found["denied"][name] = _denied(model, name, samples)
+    return found
+
+
+def _denied(model: NexusModel, name: str, samples: Samples) -> str:
+    """The code that a call without the opt-in gets; "" when it is answered."""
+    prompt = samples.head(1).texts()[0][0]
+    try:
+        model.generate(prompt, capability=name, max_new_tokens=1)
+    except RecurosError as error:
+        return error.code
+    return ""
+
+
+def poison(path: str) -> None:
+    """What a bundle that cheats would do: read a teacher by a library that no audit hook of Python sees, and call home."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        list(file.keys())
+    with socket.socket() as home:
+        home.settimeout(1.0)
+        home.connect_ex(("127.0.0.1", 9))
+
+
+def main() -> None:
+    """Read the spec, write the findings."""
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    if spec.get("poison"):
+        poison(spec["poison"])
+    found = check(spec) if not spec.get("poison_only") else {}
+    out = Path(spec["out"])
+    out.write_text(json.dumps(found, sort_keys=True), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The runtime's dataset server with what Nexus adds."""

@@ -1,0 +1,1 @@
+"""The runtime's learner server with what Nexus adds."""

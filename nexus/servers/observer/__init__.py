@@ -1,0 +1,1 @@
+"""The runtime's observer server with what Nexus adds."""

@@ -1,0 +1,11 @@
+"""`python -m nexus.servers.observer`: confine the process, make Nexus's models known, then serve as the runtime's observer."""
+
+from syscalls.harden import harden
+
+harden()
+
+from nexus.servers import models  # noqa: E402 - nothing of the server's own is imported before it is confined
+from servers.observer.server import main  # noqa: E402
+
+models.register()
+raise SystemExit(main())
