@@ -15,7 +15,7 @@ from nexus import app as apps
 from nexus.context import Context, read_json
 from nexus.data.samples import Progress, silent
 from nexus.ledger import RunLedger
-from nexus.stages import architect, distill, gate, profile, scope
+from nexus.stages import architect, gate, profile, scope
 
 APP_FILE = "nexus.app"
 

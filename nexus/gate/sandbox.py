@@ -66,7 +66,7 @@ def run(command: Sequence[str], hide: Sequence[Path], trace: Path, cwd: Path) ->
     means()
     trace.parent.mkdir(parents=True, exist_ok=True)
     trace.unlink(missing_ok=True)
-    spec = trace.with_suffix(".spec.json")
+    spec = trace.with_suffix(".sandbox.json")
     document = {"hide": [str(h) for h in hide], "trace": str(trace), "command": list(command)}
     spec.write_text(json.dumps(document), encoding="utf-8")
     env = {k: v for k, v in os.environ.items() if k in ("PATH", "HOME", "LANG", "LC_ALL", "PYTHONPATH", "VIRTUAL_ENV")}

@@ -70,8 +70,11 @@ class StudentPart(_NexusModel):
         self.hidden_width = self.student.width
         self.num_layers = len(self.student.layers)
 
-    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
         """Logits [B, T, V]; the rows that count are those whose next token is scored."""
+        _no_attention(need_attention or need_values)
         mask = column(batch, "attention_mask")
         out = self.student(
             input_ids=column(batch, "input_ids"),
@@ -93,10 +96,22 @@ class CachedTeacher(_NexusModel):
         self.architecture = {"kind": "app", "name": "nexus-cache", "options": {}}
         self.hidden_width = self.num_layers = 1
 
-    def forward(self, batch: Batch, need_hidden: bool = False) -> Output:
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
         """Log probabilities [B, T, V]: the cached ones, and the rest of the mass spread evenly over the other tokens."""
+        _no_attention(need_attention or need_values)
         logp = spread(column(batch, "top_ids"), column(batch, "top_logp"), VOCABULARY)
         return Output(logp, (), scored_next(batch), column(batch, "attention_mask").bool())
+
+
+def _no_attention(asked: bool) -> None:
+    if asked:
+        raise RecurosError(
+            "E2-MODEL",
+            "cached targets hold no attention, so no loss can compare it",
+            hint="leave kd's attention terms off",
+        )
 
 
 def scored_next(batch: Batch) -> Tensor:
