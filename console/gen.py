@@ -24,11 +24,19 @@ def verbs() -> Iterator[tuple[str, Verb]]:
     root = click.Context(cli, info_name="recuros")
     for name in VERBS:
         command = cli.get_command(root, name)
-        below = command.commands if isinstance(command, click.Group) else {"": command}
-        for inner, found in below.items():
-            if not isinstance(found, Verb):
-                raise TypeError(f"recuros {name} {inner} was not declared by console.verb.verb")
-            yield f"{name} {inner}".strip(), found
+        if command is not None:
+            yield from _below(name, command)
+
+
+def _below(path: str, command: click.Command) -> Iterator[tuple[str, Verb]]:
+    """The verbs of a command: itself, or those of a noun, which may hold nouns."""
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from _below(f"{path} {name}", inner)
+    elif isinstance(command, Verb):
+        yield path, command
+    else:
+        raise TypeError(f"recuros {path} was not declared by console.verb.verb")
 
 
 def commands() -> str:

@@ -19,6 +19,7 @@ from torch.nn import functional
 
 from nexus.data.samples import Progress, Samples, silent
 from nexus.model.tokenizer import BOS, EOS, PAD, VOCABULARY, byte_tokenizer
+from nexus.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def make_teacher(
         _train(module, recipe, samples, progress, path.name)
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    module.save_pretrained(part)
+    with quiet():
+        module.save_pretrained(part)
     byte_tokenizer(context).save_pretrained(part)
     os.rename(part, path)
 

@@ -26,6 +26,7 @@ from nexus.app import TeacherTable
 from nexus.data.samples import Progress, Samples, item_scores, silent
 from nexus.data.sets import LETTERS
 from nexus.model.tokenizer import EOS, PAD, VOCABULARY
+from nexus.quiet import quiet
 from servers.models.directory import check_weights, read_config
 from syscalls.errors import RecurosError
 
@@ -248,12 +249,7 @@ def load(table: TeacherTable, path: Path) -> Teacher:
 def _module(path: Path, kind: str, table: TeacherTable) -> Any:
     import transformers
     from safetensors import SafetensorError
-    from transformers import utils
 
-    logging: Any = utils.logging
-    logging.disable_progress_bar()
-    level = logging.get_verbosity()
-    logging.set_verbosity_error()
     options: dict[str, Any] = {"dtype": torch.float32}
     if table.precision != "float32":
         config: Any = transformers.BitsAndBytesConfig
@@ -262,22 +258,21 @@ def _module(path: Path, kind: str, table: TeacherTable) -> Any:
             config(load_in_8bit=True) if eight else config(load_in_4bit=True, bnb_4bit_quant_type="nf4")
         )
     try:
-        module, report = getattr(transformers, kind).from_pretrained(
-            str(path),
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-            **options,
-        )
+        with quiet():
+            module, report = getattr(transformers, kind).from_pretrained(
+                str(path),
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="eager",
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         first = str(error).strip().split("\n", maxsplit=1)[0][:300]
         raise _refuse(
             path, f"cannot be loaded: {first}", "check that transformers loads it with local_files_only"
         ) from error
-    finally:
-        logging.set_verbosity(level)
     missing = [name for name in report["missing_keys"] if "position_ids" not in name and "pooler" not in name]
     if missing:
         raise _refuse(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from nexus.model.student import NexusStudent
 from nexus.model.tokenizer import VOCABULARY
+from nexus.quiet import quiet
 from servers.models.model import Batch, Model, Output, column
 from servers.models.registry import APP_MODELS
 from syscalls.errors import RecurosError
@@ -130,20 +131,11 @@ def spread(top_ids: Tensor, top_logp: Tensor, vocabulary: int) -> Tensor:
 
 def load_student(path: Path) -> NexusStudent:
     """A student that `save_pretrained` wrote, with what adapters it had, in evaluation mode."""
-    from transformers import utils
-
-    logging: Any = utils.logging
-    bar, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
     try:
-        found = NexusStudent.from_pretrained(str(path), local_files_only=True, dtype=torch.float32)
+        with quiet():
+            found = NexusStudent.from_pretrained(str(path), local_files_only=True, dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise RecurosError("E2-MODEL", f"student {path} cannot be loaded: {error}", hint="run stage 3 again") from error
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
     student: NexusStudent = found.eval()
     return student
 

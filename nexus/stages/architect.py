@@ -12,6 +12,7 @@ import torch
 
 from nexus.context import Context, read_json, replace_folder, write_json
 from nexus.model.student import NexusConfig, NexusStudent
+from nexus.quiet import quiet
 from nexus.servers.models import load_student
 from nexus.stages.profile import planned_rank
 from syscalls.errors import RecurosError
@@ -26,7 +27,8 @@ def architect(ctx: Context) -> None:
         student = NexusStudent.create(NexusConfig(text_config=config), seed=ctx.app.seed)
         if not (ctx.paths.student / "config.json").is_file():
             part = ctx.paths.student.with_name("student.part")
-            student.save_pretrained(part)
+            with quiet():
+                student.save_pretrained(part)
             replace_folder(part, ctx.paths.student)
         ranks = {c.name: planned_rank(ctx, c.name) for c in ctx.live()}
         write_json(ctx.paths.student_arch, {"backbone": config, "adapters": ranks, "seed": ctx.app.seed})

@@ -29,6 +29,7 @@ from nexus.data import teachers
 from nexus.data.samples import SPLITS, Samples, score
 from nexus.model.student import NexusStudent
 from nexus.model.tokenizer import PAD
+from nexus.quiet import quiet
 from nexus.servers import models, targets
 from nexus.servers.models import load_student
 from nexus.stages.profile import planned_rank
@@ -181,7 +182,8 @@ def train_backbone(ctx: Context) -> None:
         student.backbone.load_state_dict(state, strict=False)
         student.backbone.tie_weights()
         part = ctx.paths.checkpoints / "backbone.part"
-        student.save_pretrained(part)
+        with quiet():
+            student.save_pretrained(part)
         replace_folder(part, ctx.paths.backbone)
         work.wrote([ctx.paths.backbone])
         work.figures = {**figures, "capabilities": [c.name for c in public]}
@@ -291,7 +293,7 @@ def manifest_of(ctx: Context, job: Job, student: Path) -> str:
         "eval-every = 0",
         "[window]",
         f"steps = {window}",
-        f"budget-ms = {training.deadline_ms}",
+        f"budget-ms = {training.deadline_ms // 2}",
         f"period-ms = {training.deadline_ms}",
         f"deadline-ms = {training.deadline_ms}",
         "[[phase]]",

@@ -36,7 +36,8 @@ def evaluate(
     was_training = model.module.training
     model.module.eval()
     sums = _Sums(model.task == "classify")
-    device = next(model.module.parameters()).device
+    held = next(model.module.parameters(), None)  # a teacher that is only its cached outputs holds none
+    device = torch.device("cpu") if held is None else held.device
     for start in range(0, count, batch):
         part = {name: values[start : start + batch].to(device) for name, values in arrays.items()}
         out = model.forward(part)
