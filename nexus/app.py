@@ -260,8 +260,6 @@ def _check(path: Path, app: App) -> None:
             )
     ids = {t.id for t in table.teacher}
     refines = {table.refine.teacher} if table.refine else set()
-    for teacher in table.teacher:
-        _check_teacher(path, app, teacher, refines)
     for capability in table.capability:
         where = f"capability {capability.name!r}"
         if capability.teacher not in ids:
@@ -278,6 +276,8 @@ def _check(path: Path, app: App) -> None:
             )
         if capability.start_rank and capability.start_rank > table.scope.max_rank:
             raise _refuse(path, f"{where}: start-rank {capability.start_rank} is above scope.max-rank", "lower it")
+    for teacher in table.teacher:
+        _check_teacher(path, app, teacher, refines)
     metrics = {c.name: sets.metric_of(*app.data_options(c.data)) for c in table.capability}
     contract_page.check_names(app.contracts, metrics, str(app.folder / table.app.contracts))
     if not any(c.backbone and not c.gated for c in table.capability):

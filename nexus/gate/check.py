@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nexus.bundle.load import NexusModel, load_adapter
+from nexus.bundle.load import NexusModel, read_adapter
 from nexus.data.samples import Samples, score
 from syscalls.errors import RecurosError
 
@@ -50,7 +50,7 @@ def acting(model: NexusModel, name: str) -> str | None:
     if not capability.adapter:
         return None
     if name not in model.student.adapter_names:
-        load_adapter(model.student, model.bundle, model.manifest, capability)
+        model.student.attach(name, read_adapter(model.student, model.bundle, model.manifest, capability))
     return name
 
 
