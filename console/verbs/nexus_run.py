@@ -196,7 +196,7 @@ STAGES: Final = (
     exits=EXITS,
 )
 @click.argument("app", required=False, type=click.Path(path_type=Path))
-@click.option("--bundle", type=click.Path(path_type=Path, exists=True, file_okay=False), help="The artifact to prove.")
+@click.option("--bundle", type=click.Path(path_type=Path), help="The artifact to prove.")
 def gate(ctx: Context, app: Path | None, bundle: Path | None) -> int:
     """Judge; 1 when it did not pass."""
     from nexus.stages import gate as stage
