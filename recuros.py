@@ -34,8 +34,12 @@ from syscalls.rundir import make_socket_dir, resolve_run, socket_dir
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Sequence
+
+    import torch
 
     from servers.manifest import Manifest
+    from servers.watch.session import Watch
 
 DEFAULT_APP: Final = "digits"
 LOCK_FILE: Final = "boot.lock"
@@ -47,7 +51,9 @@ KILL_GRACE_S: Final = 5.0
 UNFINISHED: Final = ("", "booting", "starting")
 ORDER: Final = {"up": 0, "running": 1, "done": 2}
 
-__all__ = ["Client", "RecurosError", "Runtime", "boot", "connect", "holder", "listens", "wait_gone"]
+WATCH_MARKER: Final = "watch.json"
+
+__all__ = ["Client", "RecurosError", "Runtime", "boot", "connect", "holder", "listens", "wait_gone", "watch"]
 
 
 def connect(run: str | Path | None = None, *, timeout_s: float = 30.0) -> Client:
@@ -81,6 +87,12 @@ def boot(
     path = resolve_run(str(run) if run is not None else None)
     if app is not None and config is not None:
         raise RecurosError("E2-USAGE", "an app's name and a manifest file were both given", hint="give one of the two")
+    if (path / WATCH_MARKER).exists():
+        raise RecurosError(
+            "E2-USAGE",
+            f"{path} holds what recuros.watch recorded of a script",
+            hint="name another run directory with --run",
+        )
     manifest = manifests.load(_manifest_path(path, app, config))
     _make_run_dir(path)
     lock_fd = _take_lock(path)
@@ -97,6 +109,44 @@ def boot(
         runtime.kill()
         raise
     return runtime
+
+
+def watch(
+    model: torch.nn.Module,
+    run: str | Path | None = None,
+    *,
+    name: str = "watch",
+    optimizer: torch.optim.Optimizer | None = None,
+    probes: Sequence[tuple[str, str]] | None = None,
+    every: int = 50,
+    window: int = 500,
+) -> Watch:
+    """Watch a training loop that stays as it is: verified probes at the model's hooks, snapshots and figures in a ledger.
+
+        with recuros.watch(model, "runs/mine", optimizer=optimizer) as watcher:
+            for batch in loader:
+                ...                       # as before
+                watcher.log(loss=loss)    # if you like
+
+    With `optimizer`, its own hook counts steps; without, call `watcher.step()` after each. Every `window` steps the model is copied,
+    stored and recorded; probes (pairs of hook and program; default: RMS of the blocks, norms of all gradients) fire every
+    `every` steps.
+    For a Hugging Face Trainer there is `recuros.WatchCallback`. Errors: E3-BUSY when something else writes this run
+    directory, E4-HOOK, E8-*.
+    """
+    from servers.watch.session import Watch  # and so torch, which the caller has imported anyway
+
+    path = resolve_run(str(run) if run is not None else None)
+    return Watch(model, path, name=name, optimizer=optimizer, probes=probes, every=every, window=window)
+
+
+def __getattr__(name: str) -> Any:
+    """`recuros.WatchCallback` brings transformers with it, so it is loaded when it is named."""
+    if name == "WatchCallback":
+        from servers.watch.trainer import WatchCallback
+
+        return WatchCallback
+    raise AttributeError(f"module 'recuros' has no attribute {name!r}")
 
 
 class Runtime:

@@ -25,6 +25,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "ps": ("console.verbs.runtime", "ps", "The processes: kernel and servers."),
     "top": ("console.verbs.top", "top", "Servers, lanes, windows and probes as they move."),
     "wait": ("console.verbs.runtime", "wait", "Wait until a condition holds."),
+    "tour": ("console.verbs.tour", "tour", "The first five minutes: see it work, and see it fail well."),
     "doctor": ("console.verbs.doctor", "doctor", "Check that this host can run a runtime."),
     "config": ("console.verbs.config", "config", "Settings and manifests: show them with their origins, check them."),
     "logs": ("console.verbs.logs", "logs", "What the processes wrote."),

@@ -169,6 +169,8 @@ def _config(architecture: Mapping[str, Any]) -> dict[str, Any]:
 
 def _how_to_load(architecture: Mapping[str, Any]) -> str:
     if not isinstance(architecture.get("config"), dict):  # built in, not one of transformers
+        if architecture.get("kind") == "watched":
+            return f"safetensors.torch.load_file(DIR/model.safetensors), into your {architecture.get('class')}"
         return "servers.models.registry.from_checkout(DIR)"
     head = "AutoModelForCausalLM" if architecture.get("task") == "causal-lm" else "AutoModelForSequenceClassification"
     return f"transformers.{head}.from_pretrained(DIR)"

@@ -107,7 +107,10 @@ def wait(ctx: Context, what: str, condition: str) -> None:
                 found["probes"] = client.probe_list()["probes"]
         seen = look(found, what)
         if holds(seen, condition):
-            ctx.emit({"schema": "recuros.runtime.wait/v1", "object": what, "for": condition, "seen": seen}, "")
+            ctx.emit(
+                {"schema": "recuros.runtime.wait/v1", "object": what, "for": condition, "seen": seen},
+                f"{what}: {condition}",
+            )
             return
         if found.get("error"):
             raise RecurosError.from_wire(found["error"])

@@ -1,7 +1,8 @@
-"""The tutorial, as typed: every command of the page in one shell, against a real runtime, with the lines that it promises.
+"""The tutorials, as typed: every command of a page in one shell, against a real runtime, with the lines that it promises.
 
-The clone it speaks of is a scratch directory with the packaged app cut short, a Makefile whose `boot` is the real one less the
-set-up, and a `.venv/bin/activate` that leads to the environment of these tests.
+The first page takes the tour, so this is the tour's test too. The clone it speaks of is a scratch directory with the packaged app
+cut short, a Makefile whose `boot` is the real one less the set-up, and a `.venv/bin/activate` that leads to the environment of
+these tests.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import pytest
 import recuros
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "tutorial" / "first-boot.md"
+PAGES = ROOT / "docs" / "tutorial"
 LIMIT_S = 280
 SHORTER = {"windows = 16": "windows = 2", "windows = 20": "windows = 4", "windows = 8": "windows = 2"} | {
     "steps = 25": "steps = 5",
@@ -40,12 +41,16 @@ class Command:
     output: str = ""
 
 
-def commands() -> list[Command]:
-    """The page's console blocks: `$ ` begins a command, `> ` continues it, everything else is promised output."""
+def commands(page: str) -> list[Command]:
+    """The page's console blocks: `$ ` begins a command, `> ` continues it, everything else is promised output.
+
+    All of a text block is output of the command before it, also what begins with `$ `.
+    """
     found: list[Command] = []
-    for block in re.findall(r"```console\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+    text = (PAGES / page).read_text(encoding="utf-8")
+    for kind, block in re.findall(r"```(console|text)\n(.*?)```", text, re.DOTALL):
         for line in block.splitlines():
-            if line.startswith("$ "):
+            if line.startswith("$ ") and kind == "console":
                 found.append(Command(line[2:]))
             elif re.match(r">( |$)", line) and not found[-1].expected:
                 found[-1].text += "\n" + line[2:]
@@ -73,7 +78,7 @@ def clone(tmp_path: Path) -> Iterator[Path]:
     (place / ".venv" / "bin").mkdir(parents=True)
     (place / ".venv" / "bin" / "activate").write_text(f'PATH="{Path(sys.executable).parent}:$PATH"\n')
     yield place
-    for run in (place / ".recuros", place / "runs" / "tour"):
+    for run in (place / ".recuros", place / "runs" / "tour", place / "runs" / "hand"):
         if run.is_dir() and (pid := recuros.holder(run)):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)  # a failed page leaves its runtime; the supervisor takes everything along
@@ -122,13 +127,24 @@ def check(step: Command, following: Command | None) -> None:
         )
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="the page needs make")
-def test_the_tutorial_does_what_it_says(clone: Path) -> None:
-    steps = commands()
-    assert len(steps) > 25
-    run(steps, clone)
+def walk(page: str, place: Path) -> list[Command]:
+    steps = commands(page)
+    run(steps, place)
     for step, following in zip(steps, [*steps[1:], None], strict=True):
         check(step, following)
+    return steps
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="the page needs make")
+def test_the_first_boot_and_the_tour_do_what_the_page_says(clone: Path) -> None:
+    steps = walk("first-boot.md", clone)
+    assert len(next(s for s in steps if "tour" in s.text).expected) > 30
+    assert not list((clone / "runs").glob("*-damaged"))
+
+
+def test_by_hand_does_what_it_says(clone: Path) -> None:
+    steps = walk("by-hand.md", clone)
+    assert len(steps) > 25
     counted = [
         float(re.search(r"^ +count +([\d.e+]+)", s.output, re.MULTILINE)[1])  # type: ignore[index]
         for s in steps

@@ -1,0 +1,1 @@
+"""Watching a training script that stays where it is; see `session` and `trainer`."""
