@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from kernel import channels, flow, lifecycle, outbox, overrun, programs, reserve, slices, staging, steer
+from kernel import channels, flow, interrupts, lifecycle, outbox, overrun, programs, reserve, slices, staging, steer
 from kernel.broker import answer, answer_error, dispatch_fair, end_job, release_page, replied, sweep_pages
 from kernel.events import (
     Boot,
@@ -45,6 +45,9 @@ EITHER_WAY: Final[dict[str, Callable[[Turn, dict[str, Any], dict[str, Any] | Rec
     "fetch": programs.fetched,
     "attach": steer.attached,
     "channel": channels.accepted,
+    "interrupt_kept": interrupts.kept,
+    "interrupt_checked": interrupts.checked,
+    "interrupt_considered": interrupts.considered,
 }
 """What goes on with an error, too."""
 WHILE_HALTING = frozenset({"status", "events", "fault", "page_release", "window_rolled_back", "sched_yield"})
@@ -286,6 +289,10 @@ def _recorded(t: Turn, then: str, data: dict[str, Any], seq: int) -> None:
             steer.evaluation_recorded(t, data, seq)
         case "loaded":
             programs.loaded(t, data, seq)
+        case "interrupt_asked":
+            interrupts.recorded(t, data, seq)
+        case "interrupt_decided":
+            interrupts.answered(t, data, seq)
         case "halted":
             lifecycle.halted(t)
 
@@ -342,6 +349,8 @@ def _tick(t: Turn) -> None:
                 flow.abort_overdue(t, **data)
             case "policy" if not s.halting:
                 steer.policy_timeout(t, **data)
+            case "interrupt":
+                interrupts.timeout(t, **data)
             case "hello":
                 lifecycle.hello_timeout(t, **data)
             case "restart":

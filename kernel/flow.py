@@ -255,6 +255,7 @@ def _record_commit(t: Turn, w: Window, snapshot: str, metrics: dict[str, Any]) -
     config = str(s.servers["learner"].info.get("config") or "")
     evidence = str(metrics.get("evidence") or "")
     named = (w.policy.get("weights"), config, evidence, *w.sources.get("gate", {}).values())
+    named += tuple(row[0] for row in w.sources.get("gate", {}).get("extra", ()))
     outbox.dispatches(t)
     outbox.record(
         t,

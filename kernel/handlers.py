@@ -10,7 +10,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from kernel import channels, flow, lifecycle, outbox, plan, programs, proposal, reserve, rights, staging, steer
+from kernel import (
+    channels,
+    flow,
+    interrupts,
+    lifecycle,
+    outbox,
+    plan,
+    programs,
+    proposal,
+    reserve,
+    rights,
+    staging,
+    steer,
+)
 from kernel.broker import answer, end_job, relay, request
 from kernel.events import Report
 from kernel.sched import Reservation, admit
@@ -340,6 +353,8 @@ def _rl_gate_samples(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None
         raise RecurosError(
             "E1-NOSYS", "the policy pack 'static' applies no gate", hint='boot with [policy] pack = "starter"'
         )
+    if "extra" in s.gate:  # what was learned from stays part of the data
+        gate = {**gate, "extra": s.gate["extra"]}
     s.gate = gate
     outbox.record(
         t,
@@ -435,6 +450,10 @@ def _interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         lifecycle.drain(t, "drain", a["reason"] or f"stopped by {c.principal}")
 
 
+def _rl_interrupt(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    interrupts.ask(t, c, a)
+
+
 def _kfs_gc(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
     if t.state.servers["archivist"].state != "ready":
         raise RecurosError("E75-AGAIN", "the archivist is not ready", hint="try again in a moment")
@@ -500,6 +519,7 @@ HANDLERS: dict[str, Callable[[Turn, Caller, dict[str, Any], int], None]] = {
     "policy_submit": _policy_submit,
     "evaluate": _evaluate,
     "interrupt": _interrupt,
+    "rl_interrupt": _rl_interrupt,
     "kfs_gc": _kfs_gc,
     "rl_load_probe": _rl_load_probe,
     "probe_programs": _probe_programs,

@@ -257,7 +257,14 @@ def _schedule_in(tail: list[Record], manifest: list[int]) -> tuple[list[int], li
 
 def resume_uncommitted(s: State, tail: list[Record]) -> None:
     """No window is committed yet: windows begin at the first, with what operators had asked for. Evidence of lost windows is void."""
-    asked = {RecordKind.KD_SET, RecordKind.SWAP, RecordKind.RESTORE, RecordKind.PRUNE, RecordKind.GATE_SET}
+    asked = {
+        RecordKind.KD_SET,
+        RecordKind.SWAP,
+        RecordKind.RESTORE,
+        RecordKind.PRUNE,
+        RecordKind.GATE_SET,
+        RecordKind.INTERRUPT,
+    }
     for r in tail:
         probe = r.kind is RecordKind.PROBE_ATTACH and r.actor != "kernel:manifest"  # the manifest's are attached anew
         if r.kind in asked or probe or r.kind is RecordKind.PROBE_DETACH:
@@ -317,6 +324,8 @@ def _fold(s: State, r: Record) -> None:
         s.directives.append(["swap", {"mode": a["mode"]}])
     elif r.kind is RecordKind.PRUNE:
         s.directives.append(["prune", a["mask_spec"]])
+    elif r.kind is RecordKind.INTERRUPT and a.get("verdict") == "accepted" and a["kind"] == "constraint":
+        s.directives.append(["constrain", a["body"]])
     elif r.kind is RecordKind.GATE_SET:
         s.gate = a["criteria"]
     elif r.kind is RecordKind.POLICY and a["settings"] and "refused" not in a["settings"]:

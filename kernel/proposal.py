@@ -38,7 +38,9 @@ DECIDED_HERE: Final = frozenset(
     }
 )
 """Syscalls whose refusal the kernel decides by itself."""
-ANSWERED_ELSEWHERE: Final = frozenset({"rl_attach_probe", "rl_load_probe", "rl_calibrate", "evaluate", "kfs_gc"})
+ANSWERED_ELSEWHERE: Final = frozenset(
+    {"rl_interrupt", "rl_attach_probe", "rl_load_probe", "rl_calibrate", "evaluate", "kfs_gc"}
+)
 
 
 def propose(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int, handlers: Mapping[str, Handler]) -> None:

@@ -248,6 +248,8 @@ class State:
     traces: dict[int, int] = field(default_factory=dict)  # window -> the kernel's slot of its trace page
     awaiting_policy: set[int] = field(default_factory=set)  # windows whose evidence is with the observer
     policy_count: int = 0
+    interrupt: str = ""  # the kind of the one that is being considered
+    interrupt_seq: int = -1  # and its record
     probes: dict[int, Probe] = field(default_factory=dict)
     next_probe: int = 1
     programs: dict[str, Program] = field(default_factory=dict)  # SHA-256 -> program, oldest first

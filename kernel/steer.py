@@ -32,9 +32,9 @@ def policy_decided(s: State, window: int) -> bool:
 
 
 def sources_for(s: State, window: int, train: str) -> dict[str, Any]:
-    """What a window's batches are made by besides the manifest: weights (empty: all one), and in the gate its mask and the order."""
+    """What a window's batches are made by besides the manifest: weights (empty: all one); and mask, order and samples that came later."""
     settings = policy_at(s, window) if train == "student" else {}
-    gate = {k: v for k, v in s.gate.items() if k == "mask"}
+    gate = {k: v for k, v in s.gate.items() if k in ("mask", "extra")}
     if settings.get("order"):
         gate["order"] = settings["order"]
     return {"weights": str(settings.get("weights") or ""), "gate": gate}
@@ -161,11 +161,12 @@ def drop_gate(t: Turn, data: dict[str, Any], error: RecurosError) -> None:
     s = t.state
     s.filling.discard(data["window"])
     if s.gate == data["gate"]:
-        s.gate = {}
+        chosen = s.gate.keys() - {"extra"}  # the samples that came later stay, unless they are what it fails on
+        s.gate = {"extra": s.gate["extra"]} if chosen and "extra" in s.gate else {}
         outbox.record(
             t, "fault", {"name": "dataset", "code": error.code, "message": f"gate opened: {error.message}"[:1000]}
         )
-        outbox.record(t, "gate.set", {"criteria": {}, "window": s.next_window})
+        outbox.record(t, "gate.set", {"criteria": s.gate, "window": s.next_window})
 
 
 def operator_set(s: State, kd: dict[str, Any]) -> None:

@@ -477,6 +477,8 @@ def _detach(s: State, r: Record) -> None:
 
 def _interrupt(s: State, r: Record) -> None:
     s.paused = {"pause": True, "resume": False}.get(r.args["kind"], s.paused)
+    if r.args.get("verdict") == "accepted" and r.args["kind"] == "constraint":
+        s.directives.append(["constrain", r.args["body"]])
 
 
 def _evaluate(s: State, r: Record) -> None:

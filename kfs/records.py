@@ -176,6 +176,7 @@ OPTIONAL_ARGS: Final[dict[RecordKind, dict[str, str]]] = {
     RecordKind.RESTORE: _WHY,
     RecordKind.KD_SET: {"terms": "map", **_WHY},
     RecordKind.GATE_SET: _WHY,
+    RecordKind.INTERRUPT: {"body": "map", "verdict": "str", "asked": "int"},
     RecordKind.PRUNE: _WHY,
     RecordKind.CALIBRATE: _WHY,
     RecordKind.EVALUATE: _WHY,

@@ -278,6 +278,10 @@ SYSCALLS: Final[tuple[Row, ...]] = (
         (_a("scores", "map"), _a("seq", "int", "", -1)), "Score a snapshot on data no gradient has seen.", R.STEER),
     Row(62, "interrupt", (_a("kind", "str", "pause | resume | stop"), _a("reason", "str", "", "")), _SEQ,
         "Interrupt the learner; pause and stop go straight to the kernel.", R.INTERRUPT),
+    Row(75, "rl_interrupt", (_a("kind", "str", "data | constraint | objective"), _a("body", "map", "what is asked for, by its kind", {}),
+                             _a("data", "bytes", "new samples: the file", b""), _a("timeout_ms", "int", "without a verdict by then it is rejected", 10_000)),
+        (_a("accepted", "bool"), _a("reason", "str"), *_SEQ),
+        "Ask for new data, a constraint or another objective; the Observer's policy decides, and the verdict is recorded.", R.INTERRUPT),
     # --- storage -------------------------------------------------------------------------------------------------------
     Row(70, "kfs_gc", (_a("ids", "list", "what to give up, as recuros kfs gc plans it"), _a("scores", "list", "the utility of each"),
                        _a("reason", "str", "", ""), _a("dry_run", "bool", "check, and change nothing", False)),
@@ -337,6 +341,9 @@ METHODS: Final[tuple[Row, ...]] = (
         "Write the batches of a window into a page; a pure function of its arguments and the manifest.", server="dataset"),
     Row(121, "split", (_a("name", "str", "train | validation | test"),), (_a("page", "page"),),
         "A whole split in a page.", server="dataset"),
+    Row(122, "check", (_a("objects", "list", "[id, file name] of new data, oldest first"),),
+        (_a("rows", "int", "of the last one"), _a("total", "int", "training samples with all of them")),
+        "Read new data through; refused with file and line.", server="dataset"),
     # --- learner -------------------------------------------------------------------------------------------------------
     Row(130, "grant", (_a("window", "int"), _a("deadline_ns", "int"), _a("budget_ns", "int"), _a("base", "str", "root id; empty: as built"),
                        _a("phase", "map"), _a("step0", "int"), _a("steps", "int"), _a("policy", "map"), _a("directives", "list"), _a("page", "page")),
@@ -364,6 +371,8 @@ METHODS: Final[tuple[Row, ...]] = (
         "Score a snapshot's roles in the observer's own process.", server="observer"),
     Row(142, "calibrate", (_a("snapshot", "str"), _a("mode", "str")), (_a("result", "map"),),
         "Fit a scaling temperature on validation data.", server="observer"),
+    Row(143, "consider", (_a("kind", "str"), _a("body", "map")), (_a("accept", "bool"), _a("reason", "str")),
+        "Whether an interrupt is taken.", server="observer"),
     # --- gpu -----------------------------------------------------------------------------------------------------------
     Row(150, "inventory", (), (_a("devices", "list"), _a("host", "map"), _a("note", "str")), "Devices of this host.", server="gpu"),
     Row(151, "telemetry", (), (_a("devices", "list"), _a("host", "map"), _a("guard", "map", "verdict: ok, soft, hard or lost; reason", {}),

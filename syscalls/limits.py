@@ -82,11 +82,16 @@ TERM_EVERY_MAX: Final = 10_000
 """Steps between two evaluations of a term."""
 TERMS: Final = (
     "task", "cka", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "embedding", "attention_mse",
-    "minilm_at", "minilm_vr",
+    "minilm_at", "minilm_vr", "semantic",
 )  # fmt: skip
 """Terms with a weight of their own, which a manifest, an operator or a policy gives; all but the task are off until then."""
 PRUNE_MAX: Final = 0.95
 """Largest share of weights that a policy may prune; an operator may go further."""
+INTERRUPT_BYTES_MAX: Final = 900 << 10
+"""New data of one interrupt; it travels in a frame."""
+INTERRUPT_TIMEOUT_MS_MAX: Final = 600_000
+CONSTRAINT_CLASSES_MAX: Final = 4_096
+"""Classes in one list of a constraint, and its implications."""
 SWAP_MODES: Final = ("ema", "checkpoint", "snapshot")
 STEPS_PER_WINDOW_MAX: Final = 100_000
 WINDOW_MS_MAX: Final = 86_400_000

@@ -176,6 +176,12 @@ class Stubs(Peer):
         """Interrupt the learner; pause and stop go straight to the kernel."""
         return self.syscall("interrupt", kind=kind, reason=reason)
 
+    def rl_interrupt(
+        self, *, kind: str, body: dict[str, Any] = {}, data: bytes = b"", timeout_ms: int = 10000
+    ) -> dict[str, Any]:
+        """Ask for new data, a constraint or another objective; the Observer's policy decides, and the verdict is recorded."""
+        return self.syscall("rl_interrupt", kind=kind, body=body, data=data, timeout_ms=timeout_ms)
+
     def kfs_gc(self, *, ids: list[Any], scores: list[Any], reason: str = "", dry_run: bool = False) -> dict[str, Any]:
         """Give snapshots and artifacts up; the archivist collects them in the background."""
         return self.syscall("kfs_gc", ids=ids, scores=scores, reason=reason, dry_run=dry_run)

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import click
 
+from console import interrupts
 from console.context import Context, no_such
 from console.verb import changes, noun, verb
 from syscalls import limits, masks
@@ -56,25 +57,72 @@ _interrupt("resume", "Resume after a pause, or after a plan that stopped with an
 
 @verb(
     "interrupt",
-    "Interrupt the learner: KIND is pause, resume or stop; stop drains and halts the runtime.",
+    "Interrupt the learner: KIND is pause, resume or stop (it drains and halts the runtime), or what the Observer's policy decides on: "
+    "data (new labelled samples in a JSONL or CSV FILE), constraint (classes that answers are kept to; none takes it back) or "
+    "objective (settings of the loss). Exits 1 when the policy rejects it.",
     examples=(
-        "recuros learner interrupt pause",
-        "recuros learner interrupt stop --reason 'the disk is full' --yes",
-        "recuros learner interrupt resume --dry-run",
+        "recuros learner interrupt data new.jsonl --reason 'labels of Monday'",
+        "recuros learner interrupt constraint --forbid 3 --implies 7=1,7 --weight 0.5",
+        "recuros learner interrupt objective --set mix=0.8 --set cka=0.2",
     ),
     right="interrupt",
-    exits=STEER_EXITS,
+    exits=(1, *STEER_EXITS),
 )
 @click.argument("kind")
+@click.argument("file", required=False)
+@click.option("--allow", metavar="CLASSES", help="constraint: classes that answers are kept to, such as 0,1,2.")
+@click.option("--forbid", metavar="CLASSES", help="constraint: classes that are left out.")
+@click.option(
+    "--implies", multiple=True, metavar="LABEL=CLASSES", help="constraint: rows of this label answer in these."
+)
+@click.option("--weight", type=float, help="constraint: weight of its loss. [1]")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="objective: a setting of the loss.")
+@click.option(
+    "--verdict-ms", type=int, default=10_000, show_default=True, help="Without a verdict by then it is rejected."
+)
 @changes()
 @click.option("--yes", is_flag=True, help="Do not ask.")
-def interrupt(ctx: Context, kind: str, reason: str, dry_run: bool, yes: bool) -> None:
+def interrupt(
+    ctx: Context, kind: str, file: str | None, reason: str, dry_run: bool, yes: bool, verdict_ms: int, **words: Any
+) -> int:
     """Send it as it is: the kernel knows the kinds."""
+    if kind in interrupts.KINDS:
+        return _considered(ctx, kind, file, reason, dry_run, verdict_ms, words)
+    if file is not None or any(value not in (None, ()) for value in words.values()):
+        raise RecurosError(
+            "E2-USAGE", f"{kind} takes nothing besides", hint=f"kinds with more: {', '.join(interrupts.KINDS)}"
+        )
     if kind == "stop" and not dry_run:
         ctx.confirm("Drain and halt the runtime?", "this halts the runtime", yes)
     with ctx.client() as client:
         answer = client.change("interrupt", dry_run=dry_run, kind=kind, reason=reason)
     ctx.changed("recuros.learner.interrupt/v1", {"kind": kind, **answer}, kind)
+    return 0
+
+
+def _considered(
+    ctx: Context, kind: str, file: str | None, reason: str, dry_run: bool, verdict_ms: int, words: dict[str, Any]
+) -> int:
+    body, data = interrupts.body_of(kind, file, words)
+    timeout_s = verdict_ms / 1e3 + CALIBRATE_TIMEOUT_S
+    with ctx.client() as client:
+        answer = client.change(
+            "rl_interrupt",
+            reason=reason,
+            dry_run=dry_run,
+            timeout_s=timeout_s,
+            kind=kind,
+            body=body,
+            data=data,
+            timeout_ms=verdict_ms,
+        )
+    taken = bool(answer["accepted"])
+    ctx.changed(
+        "recuros.learner.interrupt/v1",
+        {"kind": kind, **answer},
+        f"{kind} {'taken' if taken else 'rejected'}: {answer['reason']}",
+    )
+    return 0 if taken else 1
 
 
 @verb(

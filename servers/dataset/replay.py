@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kfs.store import Store
 from servers.dataset.augment import augment_of
+from servers.dataset.extension import Streams
 from servers.dataset.server import BATCH_DEFAULT, read_array
 from servers.dataset.sources import load, options
 from servers.dataset.stream import Stream, Window, page_rows, sample_order, sample_weights
@@ -26,13 +27,15 @@ from syscalls.pages import pack_arrays
 class Source:
     """The stream of one set of papers, and the digest of its data."""
 
-    def __init__(self, papers: dict[str, Any]) -> None:
+    def __init__(self, papers: dict[str, Any], store: Store) -> None:
         data = options(papers)
         seed = int(papers.get("seed", 0))
         table = load(data, papers.get("model") or {}, seed)
         batch = int(data.get("batch") or BATCH_DEFAULT)
         self.stream = Stream(table, seed, batch, augment_of(data))
         self.digest = table.digest()
+        model = papers.get("model") or {}
+        self.streams = Streams(self.stream, data, model, lambda name: bytes(store.get(name).data), self.stream.augment)
 
     def window(self, store: Store, window: dict[str, Any]) -> Window:
         """The batches of a recorded window, with its recorded sample weights, gate and order."""
@@ -40,10 +43,11 @@ class Source:
         def read(name: str, dtype: str) -> NDArray[Any]:
             return read_array(store, name, dtype)
 
-        n, gate = self.stream.n_train, dict(window["gate"])
-        weights = sample_weights(n, str(window["weights"]), gate, read)
-        order = sample_order(n, gate, read)
-        return self.stream.window(phase_name(window), window["step0"], window["steps"], weights, order)
+        gate = dict(window["gate"])
+        stream = self.streams.at(gate)
+        weights = sample_weights(stream.n_train, str(window["weights"]), gate, read, stream.sizes)
+        order = sample_order(stream.n_train, gate, read, stream.sizes)
+        return stream.window(phase_name(window), window["step0"], window["steps"], weights, order)
 
 
 def phase_name(window: dict[str, Any]) -> str:
@@ -73,7 +77,7 @@ def run(plan: dict[str, Any], out: BinaryIO) -> None:
                     papers = plan["configs"][name]
                     if papers is None:
                         raise RecurosError("E4-NOENT", "the record names no papers of its run")
-                    sources[name] = Source(papers)
+                    sources[name] = Source(papers, store)
                 source = sources[name]
                 made = source.window(store, window)
             except RecurosError as error:

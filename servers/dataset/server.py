@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from kfs.store import Store
 from servers.dataset.augment import augment_of, check_augment
+from servers.dataset.extension import Streams
 from servers.dataset.sources import load, options
-from servers.dataset.stream import Stream, Weights, page_rows, sample_order, sample_weights
+from servers.dataset.stream import Stream, page_rows, sample_order, sample_weights
 from servers.dataset.table import SPLITS, data_error
 from syscalls.pages import WritePage, pack_arrays
 from syscalls.serve import Handler, Kernel, serve
@@ -38,6 +39,7 @@ class DatasetService:
         check_augment(data, self.table.columns("train"), self.table.task)
         batch = int(data.get("batch") or BATCH_DEFAULT)
         self.stream = Stream(self.table, seed, batch, augment)
+        self.streams = Streams(self.stream, data, kernel.config.get("model") or {}, self._bytes, augment)
         self._store = Path(str(kernel.config["store"]))
         self._reader: Store | None = None
         for what, count in self.table.notes.items():
@@ -45,7 +47,7 @@ class DatasetService:
                 print(f"{count} rows {what}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
         for problem in self.table.problems:
             print(f"skipped {problem}", file=sys.stderr, flush=True)  # noqa: T201 - the server's log
-        self.handlers: Mapping[str, Handler] = {"fill": self.fill, "split": self.split}
+        self.handlers: Mapping[str, Handler] = {"fill": self.fill, "split": self.split, "check": self.check}
         self.info: dict[str, Any] = {
             "task": self.table.task,
             "classes": self.table.classes,
@@ -72,13 +74,21 @@ class DatasetService:
     ) -> dict[str, Any]:
         """The batches of a window: arrays "b<i>/<column>" in a page, and the digest of their ids and weights."""
         name = str(phase.get("name", ""))
-        order = sample_order(self.stream.n_train, gate, self._object)
-        made = self.stream.window(name, step0, steps, self._weights(weights, gate), order)
+        stream = self.streams.at(gate)
+        chosen = sample_weights(stream.n_train, weights, gate, self._object, stream.sizes)
+        order = sample_order(stream.n_train, gate, self._object, stream.sizes)
+        made = stream.window(name, step0, steps, chosen, order)
         rows = [row for i, columns in enumerate(made.batches) for row in page_rows(f"b{i}/", columns)]
         meta: dict[str, Any] = {"window": window, "phase": name, "step0": step0, "steps": steps}
         if made.unweighted:
             meta["unweighted"] = made.unweighted
         return {"page": self._offer(pack_arrays(rows, meta)), "batch": made.digest}
+
+    def check(self, objects: list[list[str]]) -> dict[str, Any]:
+        """Read new data through: how many samples it has, and how many there are with all that came before."""
+        parts = [self.streams.part(object_id, name) for object_id, name in objects]
+        counts = [len(next(iter(part.values()))) for part in parts]
+        return {"rows": counts[-1], "total": self.stream.n_train + sum(counts)}
 
     def split(self, name: str) -> dict[str, Any]:
         """Every sample of a split, without augmentation or weights, in a page."""
@@ -100,9 +110,12 @@ class DatasetService:
         finally:
             page.close()
 
-    def _weights(self, weights: str, gate: dict[str, Any]) -> Weights | None:
-        """The weights in force, with the gate's closed samples at zero; None when there is neither."""
-        return sample_weights(self.stream.n_train, weights, gate, self._object)
+    def _bytes(self, object_id: str) -> bytes:
+        """An object's bytes, checked against its id; what was stored a moment ago, too."""
+        if self._reader is None:
+            self._reader = Store.open_reader(self._store)
+        self._reader.refresh()
+        return bytes(self._reader.get(object_id).data)
 
     def _object(self, object_id: str, dtype: str) -> NDArray[Any]:
         """An object of the store, checked against its id; the store exists once anything has been put into it."""

@@ -5,7 +5,8 @@ again, in any order, in any process. Refuses: weights that are not finite or not
 
 Epoch e of a phase is a permutation of the training samples seeded by (seed, phase, e); batch p takes the positions
 [p * B, (p + 1) * B) of the epochs laid end to end, so a last, partial batch is filled from the next epoch. Under a curriculum the
-permutation is sorted by the samples' difficulty in ten steps, easy ones first; within a step it stays as it was.
+permutation is sorted by the samples' difficulty in ten steps, easy ones first; within a step it stays as it was. Where samples came
+later, epochs are counted from the batch that they came at, over all samples there are then.
 """
 
 from __future__ import annotations
@@ -53,24 +54,41 @@ class Window:
 
 
 class Stream:
-    """Batches of B training samples."""
+    """Batches of B training samples. `since`: phase -> batch that its epochs are counted from; `sizes`: numbers of samples so far."""
 
-    def __init__(self, table: Table, seed: int, batch: int, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        seed: int,
+        batch: int,
+        augment: Augment | None = None,
+        *,
+        since: Mapping[str, int] | None = None,
+        sizes: tuple[int, ...] = (),
+    ) -> None:
         if batch < 1:
             raise data_error(f"data.batch = {batch} is below 1", "choose a batch of at least one sample")
         self.table, self.seed, self.batch, self.augment = table, seed, batch, augment
         self.n_train = table.size("train")
+        self.since, self.sizes = dict(since or {}), sizes
 
     def ids(self, phase: str, position: int, order: Weights | None = None) -> NDArray[np.int64]:
         """The sample ids of batch `position`: I64 [B]. `order`: difficulties F32 [n_train], see `by_difficulty`."""
-        place = np.arange(position * self.batch, (position + 1) * self.batch, dtype=np.int64)
+        first = position - self.since.get(phase, 0)
+        if first < 0:
+            raise data_error(f"batch {position} of {phase!r} lies before the new samples", "fill it as it was recorded")
+        place = np.arange(first * self.batch, (first + 1) * self.batch, dtype=np.int64)
         epochs, offsets = np.divmod(place, self.n_train)
         ids = np.empty(self.batch, dtype=np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            drawn = permutation(self.seed, phase, int(epoch), self.n_train)
+            drawn = permutation(self.seed, self._named(phase), int(epoch), self.n_train)
             ids[here] = (drawn if order is None else by_difficulty(drawn, order))[offsets[here]]
         return ids
+
+    def _named(self, phase: str) -> str:
+        """The name that seeds a phase's permutations: another one after each time that samples came."""
+        return phase if len(self.sizes) < 2 else f"{phase}+{len(self.sizes) - 1}"
 
     def make(
         self, phase: str, position: int, weights: Weights | None, order: Weights | None = None
@@ -122,31 +140,44 @@ def batch_weights(weights: Weights | None, ids: NDArray[np.int64]) -> tuple[Weig
 
 
 def sample_weights(
-    n_train: int, weights: str, gate: Mapping[str, Any], read: Callable[[str, str], NDArray[Any]]
+    n_train: int,
+    weights: str,
+    gate: Mapping[str, Any],
+    read: Callable[[str, str], NDArray[Any]],
+    sizes: tuple[int, ...] = (),
 ) -> Weights | None:
     """The weights object in force, with the gate's closed samples at zero; None when there is neither.
 
     `read(object id, dtype)` gives an object of the store.
     """
-    unknown = sorted(set(gate) - {"mask", "order"})
+    unknown = sorted(set(gate) - {"mask", "order", "extra"})
     if unknown:
         raise data_error(
             f"gate criterion {unknown[0]!r} is not a list of samples", 'a gate is {} or {"mask": id, "order": id}'
         )
     values: Weights | None = None
     if weights:
-        values = check_weights(read(weights, "F32"), n_train, f"weights {weights}")
+        values = check_weights(_grown(read(weights, "F32"), n_train, sizes, 1), n_train, f"weights {weights}")
     if gate.get("mask"):
-        mask = check_weights(read(str(gate["mask"]), "U8"), n_train, f"gate {gate['mask']}")
+        mask = check_weights(_grown(read(str(gate["mask"]), "U8"), n_train, sizes, 1), n_train, f"gate {gate['mask']}")
         open_samples = (mask > 0).astype(np.float32)
         values = open_samples if values is None else values * open_samples
     return values
 
 
-def sample_order(n_train: int, gate: Mapping[str, Any], read: Callable[[str, str], NDArray[Any]]) -> Weights | None:
+def sample_order(
+    n_train: int, gate: Mapping[str, Any], read: Callable[[str, str], NDArray[Any]], sizes: tuple[int, ...] = ()
+) -> Weights | None:
     """The difficulties of the curriculum in force; None when there is none."""
     name = str(gate.get("order") or "")
-    return check_weights(read(name, "F32"), n_train, f"order {name}") if name else None
+    return check_weights(_grown(read(name, "F32"), n_train, sizes, 0.5), n_train, f"order {name}") if name else None
+
+
+def _grown(values: NDArray[Any], n_train: int, sizes: tuple[int, ...], fill: float) -> NDArray[Any]:
+    """Values that were made before samples came: the newer ones get `fill`."""
+    if values.ndim != 1 or len(values) >= n_train or len(values) not in sizes:
+        return values
+    return np.concatenate((values, np.full(n_train - len(values), fill, dtype=values.dtype)))
 
 
 def check_weights(values: NDArray[Any], n_train: int, where: str) -> Weights:

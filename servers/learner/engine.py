@@ -18,7 +18,7 @@ Layout of a snapshot (kfs.snapshot: role/module/tensor):
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from typing import Any
@@ -128,6 +128,24 @@ class Engine:
         except RecurosError:
             self._kd = before
             raise
+
+    def constrain(
+        self, allow: Sequence[int] = (), forbid: Sequence[int] = (), implies: Any = (), weight: float = 1.0
+    ) -> None:
+        """Put a constraint on the student's answers in the place of the one before; without a mask and implications there is none.
+
+        Refuses, E2-LIMIT, classes that the model does not have and constraints that leave a row nothing.
+        """
+        classes = self.roles["student"].model.num_classes
+        left = set(allow or range(classes)) - set(forbid)
+        named = {*allow, *forbid, *(c for a, b in implies for c in (a, *b))}
+        if any(not 0 <= c < classes for c in named):
+            raise RecurosError("E2-LIMIT", f"the constraint names class {max(named)}; the model has {classes}, from 0")
+        rows = [left, *(left & set(b) for _, b in implies)]
+        if not all(rows):
+            raise RecurosError("E2-LIMIT", "the constraint leaves a row no class", hint="allow more classes")
+        mask = sorted(left) if allow or forbid else []
+        self._kd = self._kd.changed(allow=mask, implies=implies, semantic=weight)
 
     def apply_policy(self, settings: Mapping[str, Any]) -> None:
         """Put the policy in force for this window: {} is none; keys that are not loss settings are left alone."""

@@ -88,8 +88,12 @@ def _direct(engine: Engine, kind: str, args: dict[str, Any], pruned: Callable[[]
         engine.set_kd(**args)
     elif kind == "micro-batches":
         engine.cut_batches(int(args["parts"]))
+    elif kind == "constrain":
+        engine.constrain(**args)
     elif kind == "prune":
         engine.prune(args)
         pruned()
     else:
-        raise RecurosError("E1-NOSYS", f"the learner knows no directive {kind!r}", hint="swap, restore, kd or prune")
+        raise RecurosError(
+            "E1-NOSYS", f"the learner knows no directive {kind!r}", hint="swap, restore, kd, constrain or prune"
+        )

@@ -103,6 +103,7 @@ class Replay:
             return {}, []
         state, before = self._before(d, numbers)
         state.follow(d["window"], d["policy"].get("kd") or {})
+        state.extend(d["policy"].get("gate") or {})
         figures = fold(state, d["window"], rows, d["metrics"], meta["maps"])
         decision = decide(state, pack, numbers, figures, d["policy"].get("gate") or {})
         if not decision.settings and not decision.refused:

@@ -21,6 +21,7 @@ from kfs.store import Store
 from servers.models.model import Batch
 from servers.observer.diagnostics import Samples, Trace, read_trace
 from servers.observer.evaluation import Evaluator, tensors
+from servers.observer.mediation import consider
 from servers.observer.ood import outlying
 from servers.observer.packs import pack_of
 from servers.observer.policy import Decision, numbers_of
@@ -65,7 +66,7 @@ class ObserverService:
         self._reader: Store | None = None
         self._evaluator_made: Evaluator | None = None
         self._splits: dict[str, Batch] = {}
-        self._n_train = 0
+        self._n_train = self._classes = 0
         self._state: State | None = None
         self._history = History()
         self._traced = ""  # the snapshot whose evidence was folded in last
@@ -73,6 +74,7 @@ class ObserverService:
             "trace": self.trace,
             "evaluate": self.evaluate,
             "calibrate": self.calibrate,
+            "consider": self.consider,
         }
         self.info: dict[str, Any] = {"pack": self._pack.name, "numbers": self._numbers, "threads": THREADS}
 
@@ -107,6 +109,7 @@ class ObserverService:
         before = state.origin()
         self._kernel.checkpoint()
         state.follow(window, policy.get("kd") or {})
+        state.extend(policy.get("gate") or {})
         figures = fold(state, window, rows, metrics, maps)
         decision = decide(state, self._pack, self._numbers, figures, policy.get("gate") or {})
         self._state, self._traced = state, snapshot
@@ -204,6 +207,16 @@ class ObserverService:
             self._look(self._state, snapshot)
         return {"scores": scores}
 
+    def consider(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        """The policy's word on an interrupt."""
+        labels, classes = np.zeros(0, dtype=np.int64), 1 << 31
+        if kind == "constraint":
+            data = self._split("validation")
+            if "labels" in data and data["labels"].dim() == 1:
+                labels, classes = data["labels"].numpy(), self._classes
+        accept, reason = consider(kind, body, self._pack.name, self._numbers, labels, classes)
+        return {"accept": accept, "reason": reason}
+
     def _look(self, state: State, snapshot: str) -> None:
         """Once in a generation: which training samples the teacher finds strange, where the pack asks."""
         n = self._train_size()
@@ -245,7 +258,7 @@ class ObserverService:
             try:
                 arrays, meta = unpack_arrays(source.view)
                 self._splits[name] = tensors(arrays)
-                self._n_train = int(meta["sizes"]["train"])
+                self._n_train, self._classes = int(meta["sizes"]["train"]), int(meta["classes"])
             finally:
                 arrays = {}
                 source.close()

@@ -87,6 +87,11 @@ class State:
             self.temperature = self.initial = temperature
             self.steered_at = self.changed_at = at
 
+    def extend(self, gate: Mapping[str, Any]) -> None:
+        """Room for the samples that came by interrupts; the gate says how many there are now."""
+        if gate.get("extra"):
+            self.samples.grow(int(gate["extra"][-1][3]))
+
     def to_map(self) -> dict[str, Any]:
         """Plain values; `of_map` reads them back exactly."""
         return {

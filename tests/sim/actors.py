@@ -160,6 +160,12 @@ class Dataset(Actor):
         handle = yield ("offer", batch)
         return {"page": handle, "batch": batch}
 
+    def on_check(self, objects: list[Any]) -> Run:
+        yield ("sleep", 5 * MS)
+        if b"bad" in self.w.disk.blobs[objects[-1][0]]:
+            raise RecurosError("E2-DATA", "new.jsonl:2: not JSON")
+        return {"rows": 3, "total": 100 + 3 * len(objects)}
+
     def on_split(self, name: str) -> Run:
         handle = yield ("offer", name)
         return {"page": handle}
@@ -214,6 +220,10 @@ class Observer(Actor):
         yield from self.syscall("sched_yield")
         scores = {"accuracy": 0.5, "nll": 1.0, "ece": 0.1, "brier": 0.2, "params": 10, "n": 5}
         return {"scores": {"student": scores, "teacher": scores}}
+
+    def on_consider(self, kind: str, body: dict[str, Any]) -> Run:
+        yield ("sleep", 20 * MS if self.w.considers else 2_000 * MS)
+        return {"accept": body.get("mix") != 0.25, "reason": "considered"}
 
     def on_calibrate(self, snapshot: str, mode: str) -> Run:
         yield ("sleep", 5 * MS)

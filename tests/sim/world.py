@@ -248,6 +248,7 @@ class World:
         self.gauges: dict[str, Any] = {}  # what the device server answers beside its devices
         self.parts_needed = 1  # with fewer parts a batch does not fit the learner's memory
         self.acts: dict[int, dict[str, Any]] = {}  # window -> the policy that the Observer makes of its evidence
+        self.considers = True  # whether the Observer answers interrupts in time
         self._begin()
 
     def _begin(self) -> None:

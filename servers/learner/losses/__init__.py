@@ -15,6 +15,7 @@ from servers.learner.losses.jacobian import JacobianTerm
 from servers.learner.losses.kd import KdTerm
 from servers.learner.losses.minilm import LastAttentionTerm, ValueRelationTerm
 from servers.learner.losses.rkd import RkdAngleTerm, RkdDistanceTerm
+from servers.learner.losses.semantic import SemanticTerm
 from servers.learner.losses.task import TaskTerm
 
 TERMS: tuple[Term, ...] = (
@@ -33,6 +34,7 @@ TERMS: tuple[Term, ...] = (
     AttentionMseTerm(),
     LastAttentionTerm(),
     ValueRelationTerm(),
+    SemanticTerm(),
 )
 
 __all__ = ["STEERED", "TERMS", "WEIGHTS", "KdSettings", "Look", "Memory", "Rows", "Term", "unit_mean"]

@@ -51,6 +51,9 @@ class KdSettings:
     attention_mse: float = 0.0
     minilm_at: float = 0.0
     minilm_vr: float = 0.0
+    semantic: float = 0.0
+    allow: tuple[int, ...] = ()
+    implies: tuple[tuple[int, tuple[int, ...]], ...] = ()
     every: tuple[tuple[str, int], ...] = ()
 
     def __post_init__(self) -> None:
@@ -73,6 +76,10 @@ class KdSettings:
         known = {k: v for k, v in values.items() if k in SETTINGS}
         if "layer_map" in known:
             known["layer_map"] = tuple((int(a), int(b)) for a, b in known["layer_map"])
+        if "allow" in known:
+            known["allow"] = tuple(int(c) for c in known["allow"])
+        if "implies" in known:
+            known["implies"] = tuple((int(a), tuple(int(c) for c in b)) for a, b in known["implies"])
         if "every" in known:
             pairs = known["every"].items() if isinstance(known["every"], Mapping) else known["every"]
             known["every"] = tuple(sorted((str(name), int(steps)) for name, steps in pairs))
