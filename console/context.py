@@ -98,6 +98,14 @@ class Context:
         if self.shared is not None:
             yield self.shared
             return
+        if (kept := self.settings.get("remote")) and kept.value:
+            from syscalls.client import Client
+            from syscalls.remote import load_card
+
+            card = load_card(Path(kept.value).expanduser())
+            with Client(self.run, timeout_s=self.timeout_s, card=card) as client:
+                yield client  # type: ignore[misc]  # Peer.__enter__ is typed as Peer
+            return
         from recuros import connect, listens
 
         with connect(self.run, timeout_s=self.timeout_s) as client:

@@ -37,6 +37,7 @@ VERBS: Final[dict[str, tuple[str, str, str]]] = {
     "sched": ("console.verbs.sched", "sched", "The replay reservation and its admission."),
     "probe": ("console.verbs.probe", "probe", "Attach, read and detach probes."),
     "cap": ("console.verbs.cap", "cap", "Capabilities: who may do what."),
+    "remote": ("console.verbs.remote", "remote", "Operators on other machines: keys, and where they connect."),
     "kfs": ("console.verbs.kfs", "kfs", "The ledger and the store: log, show, verify."),
     "nexus": ("console.verbs.nexus", "nexus", "From many teachers to one stand-alone student bundle."),
     "replay": ("console.verbs.replay", "replay", "Do windows and policies again, and compare bit for bit."),

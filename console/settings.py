@@ -26,6 +26,12 @@ def _text(value: Any) -> str:
     return value
 
 
+def _maybe(value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError("a path, or empty")
+    return value
+
+
 def _format(value: Any) -> str:
     if value not in FORMATS:
         raise ValueError(f"one of {', '.join(FORMATS)}")
@@ -67,6 +73,7 @@ SETTINGS: Final = (
     Setting("output", "RECUROS_OUTPUT", "-o", "table", _format, "form of the data on stdout"),
     Setting("timeout", "RECUROS_TIMEOUT", "--timeout", 30.0, _seconds, "seconds to wait for an answer"),
     Setting("color", "RECUROS_COLOR", "--no-color", True, _switch, "colour on a terminal; NO_COLOR in the environment wins"),
+    Setting("remote", "RECUROS_REMOTE", "", "", _maybe, "file of a remote operator; empty: a runtime of this machine"),
     Setting("history", "RECUROS_HISTORY", "", True, _switch, "whether `recuros shell` keeps its history in the user's state directory"),
 )  # fmt: skip
 BY_NAME: Final = {setting.name: setting for setting in SETTINGS}

@@ -34,7 +34,8 @@ def main() -> int:
     policy, why = hostsched.OTHER, "the manifest says so"
     if doc.get("kernel_scheduler") == "deadline":
         policy, why = hostsched.ask()  # after the loop's threads: they are ordinary ones
-    return loop.run(secrets.token_hex(8), {**environment, "kernel": {"scheduler": policy, "scheduler_note": why}})
+    kernel = {"scheduler": policy, "scheduler_note": why, **({"remote": loop.remote_at} if loop.remote_at else {})}
+    return loop.run(secrets.token_hex(8), {**environment, "kernel": kernel})
 
 
 def _report(event: dict[str, object]) -> bytes:

@@ -33,6 +33,8 @@ from kfs.ids import is_object_id
 from syscalls import abi, limits, masks
 from syscalls.errors import RecurosError
 
+REMOTE = "operator:key-"
+
 MS = 1_000_000
 
 
@@ -330,6 +332,8 @@ def _probe_programs(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
 
 
 def _probe_page(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
+    if c.principal.startswith(REMOTE):
+        raise RecurosError("E1-NO", "pages stay on the machine of the runtime", hint="probe_read takes copies")
     answer(t, c, {"page": programs.page_of(t, c, a["id"])})
 
 

@@ -3,7 +3,7 @@
 Responsible for: turning what arrives into events with an attested sender, and effects into what is sent. Identity
 comes from libzmq's ZAP handshake (SO_PEERCRED of the connecting process) and is checked on every message by its
 User-Id; routing ids are addresses, never identity. Refuses: peers that the supervisor did not spawn on the servers'
-socket; other users, and servers' children, on the operators' socket.
+socket; other users, and servers' children, on the operators' socket; keys that the manifest does not list, over TCP.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from kernel.events import (
     Tick,
 )
 from kernel.state import State
-from syscalls import direct, limits, pages, wire
+from syscalls import direct, limits, pages, remote, wire
 from syscalls.errors import RecurosError
 
 SAMPLE_NS = 1_000_000_000
@@ -56,6 +56,8 @@ UNREAD_NS = 5_000_000
 PER_TURN_MAX = 64
 TOO_MANY = "too many handshakes a second"
 HANDSHAKE_MS = 2_000
+LOCAL, REMOTE = b"l", b"r"
+"""First byte of an operator's route."""
 
 
 def cpu_ns(pid: int) -> int:
@@ -102,6 +104,7 @@ class Loop:
         self.next_page = 1
         self.operators = 0
         self.handshakes: deque[int] = deque()
+        self.remote_handshakes: deque[int] = deque()  # apart: a flood from outside keeps nobody of this machine out
         self.unread: dict[tuple[bool, bytes], deque[bytes]] = {}
         self.dropped = self.dropped_told = 0
         self.context = zmq.Context()
@@ -113,8 +116,11 @@ class Loop:
         self.listener.bind(str(self.directory / "pages.sock"))
         self.listener.listen(limits.SERVERS_MAX)
         self.listener.setblocking(False)
+        self.remote_at: dict[str, str] = {}  # address and public key, where remote operators are let in
+        self.allowed: frozenset[bytes] = frozenset()
+        self.remote = self._remote(dict(doc.get("remote") or {}))
         self.poller = zmq.Poller()
-        for sock in (self.zap, self.servers, self.operators_socket):
+        for sock in (self.zap, self.servers, self.operators_socket, self.remote):
             self.poller.register(sock, zmq.POLLIN)
         self.poller.register(self.listener.fileno(), zmq.POLLIN)
         self.poller.register(self.control.fileno(), zmq.POLLIN)
@@ -127,7 +133,32 @@ class Loop:
         self.fds[channels.TABLE_PAGE] = page.fd
         return direct.Generations(page.view)
 
+    def _remote(self, options: dict[str, Any]) -> zmq.Socket[bytes]:
+        """The socket of remote operators. It is bound only where the manifest says so; every key that it lets in is listed there."""
+        sock = self._unbound("remote")
+        if not options.get("listen"):
+            return sock
+        public, secret = remote.server_keys(Path(self.config.run))
+        self.allowed = frozenset(remote.key_bytes(key, "remote.allow") for key in options["allow"])
+        sock.curve_server = True
+        sock.curve_secretkey = secret.encode()
+        try:
+            sock.bind(f"tcp://{options['listen']}")
+        except zmq.ZMQError as error:
+            raise RecurosError(
+                "E3-BOOT",
+                f"remote operators: tcp://{options['listen']}: {error}",
+                hint="[remote] listen in the manifest",
+            ) from error
+        self.remote_at = {"address": sock.getsockopt_string(zmq.LAST_ENDPOINT), "key": public}
+        return sock
+
     def _router(self, name: str) -> zmq.Socket[bytes]:
+        sock = self._unbound(name)
+        sock.bind(f"ipc://{self.directory / (name + '.sock')}")
+        return sock
+
+    def _unbound(self, name: str) -> zmq.Socket[bytes]:
         sock = self.context.socket(zmq.ROUTER)
         sock.setsockopt(zmq.ZAP_DOMAIN, name.encode())
         sock.setsockopt(zmq.ROUTER_MANDATORY, 1)
@@ -136,7 +167,6 @@ class Loop:
         sock.setsockopt(zmq.RCVHWM, 4096)
         sock.setsockopt(zmq.LINGER, 500)
         sock.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)  # who was told to try again is let go after this, and does
-        sock.bind(f"ipc://{self.directory / (name + '.sock')}")
         return sock
 
     # --- running ----------------------------------------------------------------------------------------------------------
@@ -162,7 +192,7 @@ class Loop:
                 self.step(Continue())
             if time.monotonic_ns() >= core.next_wake_ns(self.state):
                 self.step(Tick())
-        for sock in (self.servers, self.operators_socket, self.zap):
+        for sock in (self.servers, self.operators_socket, self.remote, self.zap):
             sock.close()
         self.context.term()
         return self.exit_status
@@ -181,6 +211,8 @@ class Loop:
             self.receive(self.servers)
         if self.operators_socket in ready:
             self.receive(self.operators_socket)
+        if self.remote in ready:
+            self.receive(self.remote)
 
     def step(self, event: Event) -> None:
         """One step of the core and its effects."""
@@ -238,9 +270,11 @@ class Loop:
 
     def _sent(self, key: tuple[bool, bytes], data: bytes) -> bool:
         """False when the peer's queue is full. A peer that has gone needs nothing; its exit, or its timeout, tells the core."""
-        sock = self.operators_socket if key[0] else self.servers
+        sock, route = self.servers, key[1]
+        if key[0]:
+            sock, route = (self.remote if route[:1] == REMOTE else self.operators_socket), route[1:]
         try:
-            sock.send_multipart([key[1], data], flags=zmq.NOBLOCK)
+            sock.send_multipart([route, data], flags=zmq.NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError:
@@ -307,8 +341,11 @@ class Loop:
     def handshake(self) -> None:
         """ZAP: admit or refuse a connection by the credentials of the process behind it."""
         request = self.zap.recv_multipart()
-        version, request_id, domain, address = request[:4]
-        user, reason = self.identify(domain.decode(), address.decode())
+        version, request_id, domain, address, _, mechanism, *credentials = request
+        if domain == b"remote":
+            user, reason = self.identify_key(mechanism, credentials)
+        else:
+            user, reason = self.identify(domain.decode(), address.decode())
         if user:
             reply = [version, request_id, b"200", b"OK", user.encode(), b""]
         else:
@@ -318,19 +355,26 @@ class Loop:
         if not user:
             self.step(Refused(f"peer {address.decode()}", f"handshake: {reason}"))
 
+    def identify_key(self, mechanism: bytes, credentials: list[bytes]) -> tuple[str, str]:
+        """The principal that a public key is; libzmq has proved by now that the peer holds the secret one."""
+        if mechanism != b"CURVE" or len(credentials) != 1:
+            return "", f"remote: the mechanism is {mechanism.decode(errors='replace'):.20}"
+        if _too_many(self.remote_handshakes):
+            return "", TOO_MANY
+        if credentials[0] not in self.allowed:
+            return "", f"remote: the key {credentials[0].hex()} is not allowed"
+        self.operators += 1
+        return f"key/{credentials[0].hex()}/{self.operators}", ""
+
     def identify(self, domain: str, address: str) -> tuple[str, str]:
         """The principal behind ":uid:gid:pid" on a socket, or the empty string and the reason."""
         try:
             uid, _, pid = (int(x) for x in address.rsplit(":", 3)[1:])
         except ValueError:
             return "", f"no peer credentials in {address!r}"
-        now = time.monotonic_ns()
-        while self.handshakes and self.handshakes[0] < now - 1_000_000_000:
-            self.handshakes.popleft()
         # A flood of strangers must not keep out the servers, whom the supervisor starts and nobody else.
-        if len(self.handshakes) >= limits.HANDSHAKES_PER_SECOND_MAX and not (domain == "server" and pid in self.pids):
+        if _too_many(self.handshakes) and not (domain == "server" and pid in self.pids):
             return "", TOO_MANY
-        self.handshakes.append(now)
         if domain == "server":
             self.from_supervisor()
             name, incarnation = self.pids.get(pid, ("", 0))
@@ -372,6 +416,11 @@ class Loop:
             user = str(parts[0].get("User-Id"))
             role, who, number = user.split("/")
             principal = who if role == "server" else f"operator:{who}.{number}"
+            route = parts[0].bytes
+            if role == "key":
+                principal = f"{remote.PREFIX}{who}.{number}"
+            if role != "server":
+                route = (REMOTE if role == "key" else LOCAL) + route  # which socket an answer goes out at
             if role == "server" and self.incarnations.get(who) != int(number):
                 continue  # a dead incarnation's last words, after its successor was spawned
             if len(parts) != 2:
@@ -385,7 +434,7 @@ class Loop:
                 continue
             assert self.state is not None
             pid = self.state.servers[who].pid if role == "server" else 0
-            self.step(Received(principal, parts[0].bytes, frame, cpu_ns(pid) if pid else 0, len(data)))
+            self.step(Received(principal, route, frame, cpu_ns(pid) if pid else 0, len(data)))
 
     # --- pages ------------------------------------------------------------------------------------------------------------
 
@@ -480,6 +529,17 @@ class Loop:
         conn, _ = self.conns.pop(fd)
         self.poller.unregister(fd)
         conn.close()
+
+
+def _too_many(handshakes: deque[int]) -> bool:
+    """Whether a second has had its share already; counts this one where it has not."""
+    now = time.monotonic_ns()
+    while handshakes and handshakes[0] < now - 1_000_000_000:
+        handshakes.popleft()
+    if len(handshakes) >= limits.HANDSHAKES_PER_SECOND_MAX:
+        return True
+    handshakes.append(now)
+    return False
 
 
 def _peer_pid(conn: socket.socket) -> int:

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from servers.manifest_tables import AppSpec, Data, Manifest, MlpSpec, ModelSpec, PatchSpec, Server, SklearnData
 from servers.models import directory as model_directory
-from syscalls import abi
+from syscalls import abi, remote
 from syscalls.errors import RecurosError
 
 BASE = "base"
@@ -118,6 +118,7 @@ def boot_document(
         "device": common["device"],
         "eval_every": manifest.app.eval_every,
         "kernel_scheduler": manifest.app.kernel_scheduler,
+        "remote": manifest.remote.model_dump(),
         "operator_rights": manifest.operator.rights,
         "servers": servers,
         "lane_cpus": lane,
@@ -300,6 +301,15 @@ def _check_servers(path: Path, manifest: Manifest) -> None:
             )
     for right in manifest.operator.rights:
         _check_right(path, "operator.rights", right)
+    for number, key in enumerate(manifest.remote.allow):
+        try:
+            remote.key_bytes(key, "the key")
+        except RecurosError as error:
+            raise _refuse(
+                path, f"remote.allow[{number}]", error.message, "recuros remote key FILE prints it"
+            ) from error
+    if manifest.remote.allow and not manifest.remote.listen:
+        raise _refuse(path, "remote.listen", "keys are allowed and nothing listens", 'listen = "127.0.0.1:7600"')
     on_lane = sorted(name for name, stanza in servers.items() if stanza.cls == "edf")
     if len(on_lane) > 1:
         raise _refuse(

@@ -532,6 +532,15 @@ class Operator(Table):
     """What whoever opens the operator's socket may do."""
 
 
+class Remote(Table):
+    """Operators on other machines, by CURVE over TCP; nobody when `listen` is empty."""
+
+    listen: Annotated[str, Field(pattern=r"^$|^[^\s/]+:(\*|\d{1,5})$")] = ""
+    """HOST:PORT to listen at, such as `127.0.0.1:7600`; the port `*` takes a free one, which the status names."""
+    allow: list[Annotated[str, Field(min_length=40, max_length=40)]] = []
+    """Public keys that are let in, as `recuros remote key` prints them. They get the operator's rights."""
+
+
 class Mailbox(Table):
     """Bounds of a server's mailbox, and what happens at them."""
 
@@ -592,4 +601,5 @@ class Manifest(Table):
     cache: Cache = Cache()
     probe: Annotated[list[Probe], Field(max_length=limits.PROBES_MAX)] = []
     operator: Operator
+    remote: Remote = Remote()
     server: Annotated[dict[Name, Server], Field(min_length=1, max_length=limits.SERVERS_MAX)]

@@ -10,19 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from syscalls import abi
+from syscalls.errors import RecurosError
 from syscalls.rundir import socket_dir
 from syscalls.stubs import Stubs
 
 if TYPE_CHECKING:
     from syscalls.pages import PageSocket, ReadPage
+    from syscalls.remote import Card
 
 
 class Client(Stubs):
     """A connection to the runtime of `run`; use it as a context manager."""
 
-    def __init__(self, run: Path, *, timeout_s: float = 30.0) -> None:
-        super().__init__(socket_dir(run) / "operator.sock", timeout_s=timeout_s)
-        self.run = run
+    def __init__(self, run: Path, *, timeout_s: float = 30.0, card: Card | None = None) -> None:
+        """With a `card` the runtime is the one at its address; `run` is then a directory on this machine, and may have no runtime."""
+        super().__init__(card or socket_dir(run) / "operator.sock", timeout_s=timeout_s)
+        self.run, self.remote = run, card is not None
         self._pages: PageSocket | None = None
         try:
             self.hello()
@@ -51,6 +54,8 @@ class Client(Stubs):
         """Map a page that the kernel gave this session a handle for, read-only; its writer may go on writing."""
         from syscalls.pages import PageSocket  # most sessions map nothing
 
+        if self.remote:
+            raise RecurosError("E1-NO", "pages stay on the machine of the runtime", hint="run the command there")
         if self._pages is None:
             self._pages = PageSocket(socket_dir(self.run) / "pages.sock", self.principal)
         return self._pages.map(handle)

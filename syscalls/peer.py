@@ -10,7 +10,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import zmq
 
@@ -19,6 +19,10 @@ from syscalls.errors import RecurosError
 
 LOOK_S = 0.5
 """How often a waiting caller looks whether the runtime is still there."""
+if TYPE_CHECKING:
+    from syscalls.remote import Card
+
+REFUSED_EVENTS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 PING_NR = abi.METHOD_BY_NAME["any.ping"].nr
 CALL_ROW = abi.SYSCALL_BY_NAME["call"]
 
@@ -34,8 +38,8 @@ class Begun:
 class Peer:
     """A session with the kernel. `caps` maps names ("self", "archivist", ...) to the slots that hello handed out."""
 
-    def __init__(self, endpoint: Path, *, timeout_s: float = 30.0) -> None:
-        if not endpoint.exists():
+    def __init__(self, endpoint: Path | Card, *, timeout_s: float = 30.0) -> None:
+        if isinstance(endpoint, Path) and not endpoint.exists():
             raise RecurosError(
                 "E3-DOWN",
                 f"no runtime listens at {endpoint}",
@@ -49,7 +53,11 @@ class Peer:
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.KERNEL_FRAME_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.connect(f"ipc://{endpoint}")
+        self._monitor: zmq.Socket[bytes] | None = None
+        if isinstance(endpoint, Path):
+            self._socket.connect(f"ipc://{endpoint}")
+        else:
+            self._connect_remote(endpoint)
         self._next_id = 1
         self._replies: dict[int, wire.Reply] = {}
         self._waiting: set[int] = set()
@@ -117,10 +125,7 @@ class Peer:
                 left = deadline - time.monotonic()
                 if self.receive(max(0.0, min(left, LOOK_S))) and left > 0:
                     continue
-                if not self._endpoint.exists():  # the supervisor removes it with its kernel
-                    raise RecurosError(
-                        "E3-GONE", f"{what}: the runtime has gone", hint="recuros logs kernel; recuros boot"
-                    )
+                self._check_there(what)
                 if time.monotonic() >= deadline:
                     raise RecurosError(
                         "E124-TIMEOUT", f"{what}: no answer in {limit_s:g} s", hint="recuros status; raise --timeout"
@@ -131,6 +136,26 @@ class Peer:
         if not reply.ok:
             raise RecurosError.from_wire(reply.payload)
         return reply.payload
+
+    def _connect_remote(self, card: Card) -> None:
+        self._socket.curve_serverkey = card.server.encode()
+        self._socket.curve_publickey = card.public.encode()
+        self._socket.curve_secretkey = card.secret.encode()
+        self._monitor = self._socket.get_monitor_socket(REFUSED_EVENTS)
+        self._socket.connect(card.address)
+
+    def _check_there(self, what: str) -> None:
+        """Raise what a runtime that has gone, or that does not let this operator in, comes to."""
+        if isinstance(self._endpoint, Path):
+            if not self._endpoint.exists():  # the supervisor removes it with its kernel
+                raise RecurosError("E3-GONE", f"{what}: the runtime has gone", hint="recuros logs kernel; recuros boot")
+        elif self._monitor is not None and self._monitor.poll(0):
+            self._monitor.recv_multipart()
+            raise RecurosError(
+                "E5-DENIED",
+                f"the runtime at {self._endpoint.address} refused the key {self._endpoint.public}",
+                hint="[remote] allow in its manifest lists the keys; recuros remote key FILE shows this one",
+            )
 
     def receive(self, timeout_s: float = 0.0) -> bool:
         """Take at most one frame off the socket; True when there was one. Pings are answered here, whatever else goes on."""
@@ -158,6 +183,9 @@ class Peer:
 
     def close(self) -> None:
         """Close the socket; what was sent is given half a second to leave."""
+        if self._monitor is not None:
+            self._socket.disable_monitor()
+            self._monitor.close(0)
         self._socket.close()
         self._context.term()
 
