@@ -42,6 +42,7 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ("`[cache]`", tables.Cache),
     ("`[[probe]]`", tables.Probe),
     ("`[operator]`", tables.Operator),
+    ("`[remote]`", tables.Remote),
     ("`[server.NAME]`", tables.Server),
     ("`[server.NAME] mailbox`", tables.Mailbox),
 )
