@@ -18,7 +18,7 @@ remote = noun("remote", "Operators on other machines: keys, and where they conne
     examples=(
         "recuros remote key me.toml --address tcp://10.0.0.5:7600 --server 'KEY'",
         "recuros remote key me.toml",
-        "RECUROS_REMOTE=me.toml recuros status",
+        "recuros remote key me.toml --json",
     ),
     exits=(5,),
 )
