@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 from nexus import contracts as contract_page
 from nexus.contracts import Contract
 from nexus.data import sets
-from servers.manifest_tables import Count, Name, NotNegative, Positive, Share, Table
+from servers.manifest_table import Count, Name, NotNegative, Positive, Share, Table
 from syscalls.errors import RecurosError
 
 CSV_COLUMNS: Final = ("ModelName", "Parameters", "Category", "BestFeature")

@@ -18,7 +18,8 @@ from typing import Any, Final
 
 from pydantic import ValidationError
 
-from servers.manifest_tables import AppSpec, Data, Manifest, MlpSpec, ModelSpec, PatchSpec, Server, SklearnData
+from servers.manifest_servers import Server
+from servers.manifest_tables import AppSpec, Data, Manifest, MlpSpec, ModelSpec, PatchSpec, SklearnData
 from servers.models import directory as model_directory
 from syscalls import abi, remote
 from syscalls.errors import RecurosError

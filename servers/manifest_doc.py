@@ -12,8 +12,9 @@ import inspect
 from pathlib import Path
 from typing import Any, Final
 
+from servers import manifest_servers as processes
 from servers import manifest_tables as tables
-from servers.manifest_tables import Table
+from servers.manifest_table import Table
 
 PAGE: Final = Path(__file__).resolve().parent.parent / "docs" / "reference" / "manifest.md"
 HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
@@ -41,10 +42,10 @@ HEADINGS: Final[tuple[tuple[str, type[Table]], ...]] = (
     ("`[device]`", tables.Device),
     ("`[cache]`", tables.Cache),
     ("`[[probe]]`", tables.Probe),
-    ("`[operator]`", tables.Operator),
-    ("`[remote]`", tables.Remote),
-    ("`[server.NAME]`", tables.Server),
-    ("`[server.NAME] mailbox`", tables.Mailbox),
+    ("`[operator]`", processes.Operator),
+    ("`[remote]`", processes.Remote),
+    ("`[server.NAME]`", processes.Server),
+    ("`[server.NAME] mailbox`", processes.Mailbox),
 )
 INTRO: Final = """\
 # The manifest

@@ -6,50 +6,15 @@ Responsible for: what one table may hold by itself. Refuses: unknown keys (with 
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from servers.manifest_servers import Operator, Remote, Server
+from servers.manifest_table import Count, Milliseconds, Name, NotNegative, Positive, Share, Table
 from syscalls import limits
 
-
-def _kebab(name: str) -> str:
-    return name.replace("_", "-")
-
-
-class Table(BaseModel):
-    """A TOML table: kebab-case keys, exact types, no key that is not declared."""
-
-    model_config = ConfigDict(alias_generator=_kebab, validate_by_name=False, strict=True, allow_inf_nan=False)
-    path_keys: ClassVar[tuple[str, ...]] = ()
-    more_numbers: ClassVar[bool] = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        known = [field.alias or name for name, field in cls.model_fields.items()]
-        for key in data:
-            number = isinstance(data[key], int | float) and not isinstance(data[key], bool)
-            if key not in known and not (cls.more_numbers and number):
-                close = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
-                hint = f"did you mean {close[0]}? " if close else ""
-                raise PydanticCustomError(
-                    "unknown_key",
-                    "unknown key",
-                    {"key": str(key), "hint": f"{hint}known keys: {', '.join(sorted(known))}"},
-                )
-        return data
-
-
-Count = Annotated[int, Field(ge=1, le=1 << 31)]
-Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NotNegative = Annotated[float, Field(ge=0.0)]
 TermName = Literal[
     "task",
     "cka",
@@ -67,7 +32,6 @@ TermName = Literal[
 ]
 """`limits.TERMS` for the type checker."""
 Weight = Annotated[float, Field(ge=0.0, le=limits.TERM_WEIGHT_MAX)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,47}$")]
 
 
 class App(Table):
@@ -523,66 +487,6 @@ class Probe(Table):
     """Which program, such as `builtin:cka`."""
     every: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     """Steps between firings; 0: the program's own cadence."""
-
-
-class Operator(Table):
-    """What whoever holds the operator's socket may do."""
-
-    rights: list[str]
-    """What whoever opens the operator's socket may do."""
-
-
-class Remote(Table):
-    """Operators on other machines, by CURVE over TCP; nobody when `listen` is empty."""
-
-    listen: Annotated[str, Field(pattern=r"^$|^[^\s/]+:(\*|\d{1,5})$")] = ""
-    """HOST:PORT to listen at, such as `127.0.0.1:7600`; the port `*` takes a free one, which the status names."""
-    allow: list[Annotated[str, Field(min_length=40, max_length=40)]] = []
-    """Public keys that are let in, as `recuros remote key` prints them. They get the operator's rights."""
-
-
-class Mailbox(Table):
-    """Bounds of a server's mailbox, and what happens at them."""
-
-    messages: Annotated[int, Field(ge=1, le=65_536)] = limits.MAILBOX_MESSAGES_DEFAULT
-    """Bound in messages."""
-    bytes: Annotated[int, Field(ge=4_096, le=1 << 30)] = limits.MAILBOX_BYTES_DEFAULT
-    """Bound in bytes."""
-    policy: Literal["reject", "block", "drop-oldest"] = "reject"
-    """When it is full: refuse the call, let its caller wait, or (`gpu` only) refuse the oldest question for gauges."""
-
-
-class Server(Table):
-    """One server process."""
-
-    entry: str
-    """A package with a `__main__`."""
-    cls: Annotated[Literal["edf", "fair"], Field(alias="class")]
-    """`edf`: the lane with reserved windows, one server. `fair`: the background."""
-    rank: Annotated[int, Field(ge=0, le=1_000)]
-    """A server calls servers of strictly lower rank."""
-    rights: list[str] = []
-    """What the kernel lets it do."""
-    calls: list[str] = []
-    """Servers it may call."""
-    direct: list[str] = []
-    """Of these, the servers that it reaches over a direct channel; the kernel grants it, hands it over and takes it back."""
-    restart: Literal["never", "always", "snapshot"] = "always"
-    """`snapshot`: from the last committed state."""
-    weight: Annotated[int, Field(ge=1, le=10_000)] = 100
-    """Share of the background's time."""
-    mailbox: Mailbox = Mailbox()
-    """Where calls wait for it."""
-    budget_ms: Milliseconds | None = None
-    """CPU time that a fair server has reserved for its jobs in each period; absent: its weight's share. The learner's is `[window]`."""
-    period_ms: Milliseconds | None = None
-    """How often the budget is given. Reserved servers share one background slot, and boot refuses what does not fit it."""
-    deadline_ms: Milliseconds | None = None
-    """From its wake to the end of its budget; absent: the period."""
-    overrun: Literal["rollback", "throttle", "postpone", "degrade", "kill"] | None = None
-    """What happens when the budget is used up, see docs/design/overrun.md. Absent: the learner `rollback`, others `throttle`."""
-    config: dict[str, Any] = {}
-    """Handed to the server as it is."""
 
 
 class Manifest(Table):

@@ -10,7 +10,8 @@ import pytest
 from kernel import config
 from servers import manifest as manifests
 from servers import manifest_doc
-from servers.manifest_tables import Manifest, Models, Table
+from servers.manifest_table import Table
+from servers.manifest_tables import Manifest, Models
 from syscalls import abi
 from syscalls.errors import RecurosError
 
