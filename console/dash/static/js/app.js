@@ -30,6 +30,7 @@ let late = false;
 let toldAt = 0;
 let tellWait = 0;
 
+app.page = () => shown?.page;
 window.recuros = { store, app };
 
 // --- pages -------------------------------------------------------------------------------------------------------------

@@ -66,12 +66,13 @@ export async function follow(after, on) {
       if (!response.ok) await refuse(response);
       on.open();
       wait = WAIT_FIRST_MS;
-      const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+      const reader = response.body.getReader();
+      const decoder = new TextDecoder();
       let rest = "";
       for (;;) {
         const { value, done } = await reader.read();
         if (done) break;
-        rest += value;
+        rest += decoder.decode(value, { stream: true });
         let end = rest.indexOf("\n\n");
         while (end >= 0) {
           const event = parse(rest.slice(0, end));
