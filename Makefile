@@ -58,8 +58,9 @@ endef
 dist: $(STAMP)
 	rm -rf dist build/lib
 	$(BIN)/python -m build --wheel --no-isolation
-	for name in servers/apps/digits.toml console/dash/static/index.html console/dash/static/js/pages/overview.js; do \
-	  $(BIN)/python -m zipfile -l dist/recuros-*.whl | grep -q "$$name" || exit 1; done
+	@mkdir -p build && $(BIN)/python -m zipfile -l dist/recuros-*.whl > build/wheel.txt
+	@for name in servers/apps/digits.toml console/report.css console/dash/static/index.html console/dash/static/js/pages/overview.js; do \
+	  grep -q "^$$name " build/wheel.txt || { echo "the wheel lacks $$name" >&2; exit 1; }; done
 	@ls -l dist
 
 clean:
