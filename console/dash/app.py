@@ -72,6 +72,7 @@ class Dashboard:
             Route("/api/record/{seq:int}", self._of_record("record")),
             Route("/api/proof/{seq:int}", self._of_record("proof")),
             Route("/api/at/{seq:int}", self._of_record("at")),
+            Route("/api/report/{seq:int}", self._of_record("report")),
             Route("/api/layers", self._layers),
             Route("/api/store", self._store),
             Route("/api/collection", self._collection),

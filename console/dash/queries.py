@@ -7,6 +7,7 @@ than one thread. Refuses: writing.
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections import Counter, deque
@@ -66,6 +67,17 @@ class Queries:
         self._store.record_bytes(seq)
         found: dict[str, Any] = plain(state_at(self._store, seq).to_map())
         return found
+
+    def report(self, seq: int) -> dict[str, Any]:
+        """The JSON document that a record rests on, such as a gate's report; E4-NOENT when it rests on none."""
+        record = records.decode(self._store.record_bytes(seq))
+        for name in record.input_ids:
+            if self._store.entry(name)[1].kind == "report":
+                try:
+                    return {"id": name, "report": plain(json.loads(bytes(self._store.get(name).data)))}
+                except ValueError as error:
+                    raise RecurosError("E9-INTEGRITY", f"object {name} is no JSON document") from error
+        raise RecurosError("E4-NOENT", f"record {seq} rests on no report", hint=f"recuros kfs show {seq}")
 
     def search(self, *, text: str, kind: str, actor: str, before: int, limit: int) -> dict[str, Any]:
         """The newest records below `before` that match, newest first, and from where an older search would go on."""

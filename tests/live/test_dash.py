@@ -15,6 +15,10 @@ import pytest
 from dash_support import Browser, Served, chromium, served, until
 from harness import PATIENCE_S, ROOT, Live, live
 
+from kfs.objects import blob
+from kfs.records import Record, RecordKind
+from kfs.store import Store
+
 PAGES = ("overview", "schedule", "learning", "layers", "probes", "policies", "ledger", "kfs", "devices", "nexus")
 COMMAND = [sys.executable, "-m", "console.main"]
 WATCH_THE_CONNECTION = """
@@ -399,3 +403,60 @@ def test_the_wheel_takes_every_file_of_the_page_and_the_page_fetches_nothing_els
         text = path.read_text(encoding="utf-8")
         links = {word for word in text.replace("http://www.w3.org/2000/svg", "").split('"') if "://" in word}
         assert not links, f"{name} names {links}"
+
+
+def test_gates_of_nexus_are_shown_with_their_report(browser: Browser, tmp_path: Path) -> None:
+    figures = {
+        "ratio": 0.981,
+        "lower": 0.972,
+        "upper": 0.99,
+        "retain": 0.97,
+        "items": 400,
+        "reason": "ratio 0.9810, lower bound 0.9720",
+    }
+    short = {**figures, "ratio": 0.9, "lower": 0.85, "upper": 0.93, "reason": "ratio 0.9000 is below 0.97"}
+    report = {
+        "verdict": "fail",
+        "capabilities": {"code": figures, "sort": short},
+        "problems": ["a poison was not caught"],
+    }
+    with Store.open_writer(tmp_path / "run" / "store") as store:
+        (name,) = store.put([blob(json.dumps(report).encode(), "report")])
+        stage = {
+            "stage": 4,
+            "capability": "code",
+            "attempt": 1,
+            "state": "done",
+            "artifacts": {},
+            "figures": {"loss": 0.5},
+        }
+        gate = {"artifact": "candidate", "verdict": "fail", "capabilities": {"code": "pass", "sort": "fail"}}
+        teacher = {
+            "teacher": "t1",
+            "capability": "sort",
+            "act": "dropped",
+            "reason": "it misses its contract",
+            "figures": {},
+        }
+        loop = {"edge": "5->4", "capability": "sort", "attempt": 2, "reason": "fail", "change": {"anchor": 5.0}}
+        drafts = [
+            (RecordKind.NEXUS_STAGE, stage, ()),
+            (RecordKind.NEXUS_GATE, gate, (name,)),
+            (RecordKind.NEXUS_TEACHER, teacher, ()),
+            (RecordKind.NEXUS_LOOP, loop, ()),
+        ]
+        store.append(
+            [Record("nexus", kind, args, t_mono=n + 1, input_ids=ids) for n, (kind, args, ids) in enumerate(drafts)]
+        )
+    with served(tmp_path / "run") as dashboard:
+        assert dashboard.request("/api/report/0")[0] == 404
+        browser.open(dashboard.url)
+        browser.until("#banner", "No runtime is up here")
+        browser.js("location.hash = '#/nexus'")
+        browser.until("#page", "98.1 %")
+        shown = browser.text("#page")
+        for said in ("candidate", "90.0 %", "97.0 %", "85.0 %", "400", "is below 0.97", "a poison was not caught"):
+            assert said in shown
+        for said in ("4 distill", "it misses its contract", "5->4"):
+            assert said in shown
+        assert browser.complaints() == []

@@ -1,11 +1,10 @@
 // Nexus: stages, retention gates and teachers, from the nexus records of the ledger.
 
-import { brief, card, clock, count, empty, h, head, number, percent, pill, put, recordLink, table } from "../dom.js";
+import { brief, card, clock, count, empty, h, head, percent, pill, put, recordLink, table } from "../dom.js";
 
 const STAGES = ["scope", "registry", "profile", "architect", "distill", "gate", "package", "refine"];
-const VERDICTS = { pass: "good", passed: "good", accepted: "good", done: "good", fail: "bad", failed: "bad", refused: "bad", "insufficient evidence": "warn" };
+const VERDICTS = { pass: "good", done: "good", "insufficient evidence": "warn", fail: "bad", begun: "accent", dropped: "warn", refused: "bad" };
 const toneOf = (verdict) => VERDICTS[String(verdict).toLowerCase()] || "idle";
-const first = (map, names) => names.map((n) => map?.[n]).find((v) => Number.isFinite(v));
 
 export default {
   title: "Nexus",
@@ -15,6 +14,19 @@ export default {
     const body = h("div", {});
     root.append(head("Nexus", "Many teachers into one student that needs none of them: each capability is held to its contract."), body);
     let seen = -1;
+    const reports = new Map(); // gate's record -> its report, null when there is none to be had
+
+    async function fetchReport(seq) {
+      if (reports.has(seq)) return;
+      reports.set(seq, null);
+      try {
+        reports.set(seq, (await app.get(`/api/report/${seq}`)).report);
+        seen = -1;
+        draw();
+      } catch (error) {
+        if (error.code !== "E4-NOENT") throw error; // collected, or never stored: the record's own verdicts stand
+      }
+    }
 
     function draw() {
       if (seen === store.nexus.length) return;
@@ -25,8 +37,10 @@ export default {
       }
       const of = (kind) => store.nexus.filter((r) => r.kind === kind);
       const stages = of("nexus.stage");
+      const gates = of("nexus.gate").slice(-4).reverse();
+      for (const r of gates) fetchReport(r.seq);
       put(body, h("div", { class: "grid" },
-        of("nexus.gate").slice(-3).reverse().map((r) => gate(r)),
+        gates.map((r) => gate(r, reports.get(r.seq))),
         card("Stages", { wide: "w6", flush: true }, table([{ name: "Stage", of: (r) => `${r.args.stage} ${STAGES[r.args.stage] || ""}` }, { name: "Capability", of: (r) => r.args.capability || "all" }, { name: "Attempt", num: true, of: (r) => count(r.args.attempt) }, { name: "State", of: (r) => pill(r.args.state, toneOf(r.args.state)) }, { name: "Figures", of: (r) => brief(r.args.figures, 70) }, { name: "Record", of: (r) => recordLink(r.seq) }], stages.slice(-40).reverse(), { label: "Stages" })),
         card("Teachers", { wide: "w6", flush: true }, table([{ name: "Teacher", of: (r) => r.args.teacher }, { name: "Capability", of: (r) => r.args.capability || "–" }, { name: "Act", of: (r) => pill(r.args.act, r.args.act === "dropped" || r.args.act === "refused" ? "warn" : "idle") }, { name: "Why", of: (r) => r.args.reason }, { name: "Record", of: (r) => recordLink(r.seq) }], of("nexus.teacher").slice(-40).reverse(), { label: "Teachers" })),
         card("Failure loops", { flush: true }, table([{ name: "Time", of: (r) => clock(r.t) }, { name: "Edge", of: (r) => r.args.edge }, { name: "Capability", of: (r) => r.args.capability }, { name: "Attempt", num: true, of: (r) => count(r.args.attempt) }, { name: "Reason", of: (r) => r.args.reason }, { name: "Change", of: (r) => brief(r.args.change, 70) }, { name: "Record", of: (r) => recordLink(r.seq) }], of("nexus.loop").slice(-40).reverse(), { none: "no stage had to be done again", label: "Failure loops" }))));
@@ -35,15 +49,20 @@ export default {
   },
 };
 
-function gate(record) {
+function gate(record, report) {
   const { artifact, verdict, capabilities } = record.args;
-  return card("Gate", { note: `${artifact} · ${clock(record.t)}`, tools: [pill(verdict, toneOf(verdict)), recordLink(record.seq)] },
-    h("div", { class: "scroll" }, h("table", { "aria-label": "Retention by capability" }, h("thead", {}, h("tr", {}, ["Capability", "Verdict", "Retention", "", "Contract", "Lower bound", "Items"].map((n) => h("th", { scope: "col" }, n)))),
-      h("tbody", {}, Object.entries(capabilities || {}).map(([name, c]) => {
-        const kept = first(c, ["retention", "ratio", "mean_ratio", "mean"]);
-        const asked = first(c, ["contract", "retain_fraction", "threshold", "required"]);
-        const bound = first(c, ["lower", "lower_bound", "bound", "ci_low"]);
-        const said = c.verdict ?? (kept >= asked ? "pass" : "fail");
-        return h("tr", {}, h("td", {}, h("b", {}, name)), h("td", {}, pill(said, toneOf(said))), h("td", { class: "num" }, percent(kept)), h("td", { class: "gate" }, h("div", { class: "bullet", "aria-hidden": "true" }, h("i", { "data-tone": kept < asked ? "bad" : null, style: { width: `${Math.min(1, kept || 0) * 100}%` } }), Number.isFinite(asked) && h("em", { style: { left: `${Math.min(1, asked) * 100}%` } }))), h("td", { class: "num" }, percent(asked)), h("td", { class: "num" }, percent(bound)), h("td", { class: "num" }, number(first(c, ["n", "items"]))));
-      })))));
+  const rows = Object.entries(capabilities || {}).map(([name, said]) => ({ name, said, ...(report?.capabilities?.[name] || {}) }));
+  const problems = report?.problems || [];
+  return card("Gate", { note: `${artifact} · ${clock(record.t)}`, tools: [pill(verdict, toneOf(verdict)), recordLink(record.seq)], flush: true },
+    rows.length ? h("div", { class: "scroll" }, h("table", { "aria-label": `Retention of ${artifact} by capability` }, h("thead", {}, h("tr", {}, ["Capability", "Verdict", "Retention", "", "Contract", "Lower bound", "Items", "Why"].map((n, i) => h("th", { scope: "col", class: [2, 4, 5, 6].includes(i) ? "num" : null }, n || h("span", { class: "hidden-text" }, "bar"))))),
+      h("tbody", {}, rows.map((c) => h("tr", {}, h("td", {}, h("b", {}, c.name)), h("td", {}, pill(c.said, toneOf(c.said))), h("td", { class: "num" }, percent(c.ratio)), h("td", {}, bullet(c)), h("td", { class: "num" }, percent(c.retain)), h("td", { class: "num" }, percent(c.lower)), h("td", { class: "num" }, count(c.items)), h("td", {}, c.reason || "–")))))) : h("p", { class: "empty" }, "the gate judged no capability"),
+    problems.length > 0 && h("div", { style: { padding: "12px 16px" } }, problems.map((p) => h("p", { class: "tone-bad" }, typeof p === "string" ? p : brief(p, 200)))));
+}
+
+/** Retention as a bar, its bounds as a whisker, the contract as a tick; the scale ends at 110 percent. */
+function bullet(c) {
+  if (!Number.isFinite(c.ratio)) return null;
+  const at = (share) => `${Math.max(0, Math.min(1, share / 1.1)) * 100}%`;
+  return h("div", { class: "bullet", "aria-hidden": "true" }, h("i", { "data-tone": c.said === "pass" ? null : "bad", style: { width: at(c.ratio) } }),
+    Number.isFinite(c.lower) && h("s", { style: { left: at(c.lower), width: `calc(${at(c.upper)} - ${at(c.lower)})` } }), Number.isFinite(c.retain) && h("em", { style: { left: at(c.retain) } }));
 }
