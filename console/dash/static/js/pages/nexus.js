@@ -41,8 +41,8 @@ export default {
       for (const r of gates) fetchReport(r.seq);
       put(body, h("div", { class: "grid" },
         gates.map((r) => gate(r, reports.get(r.seq))),
-        card("Stages", { wide: "w6", flush: true }, table([{ name: "Stage", of: (r) => `${r.args.stage} ${STAGES[r.args.stage] || ""}` }, { name: "Capability", of: (r) => r.args.capability || "all" }, { name: "Attempt", num: true, of: (r) => count(r.args.attempt) }, { name: "State", of: (r) => pill(r.args.state, toneOf(r.args.state)) }, { name: "Figures", of: (r) => brief(r.args.figures, 70) }, { name: "Record", of: (r) => recordLink(r.seq) }], stages.slice(-40).reverse(), { label: "Stages" })),
-        card("Teachers", { wide: "w6", flush: true }, table([{ name: "Teacher", of: (r) => r.args.teacher }, { name: "Capability", of: (r) => r.args.capability || "–" }, { name: "Act", of: (r) => pill(r.args.act, r.args.act === "dropped" || r.args.act === "refused" ? "warn" : "idle") }, { name: "Why", of: (r) => r.args.reason }, { name: "Record", of: (r) => recordLink(r.seq) }], of("nexus.teacher").slice(-40).reverse(), { label: "Teachers" })),
+        card("Stages", { wide: "w7", flush: true }, table([{ name: "Stage", class: "nowrap", of: (r) => `${r.args.stage} ${STAGES[r.args.stage] || ""}` }, { name: "Capability", of: (r) => r.args.capability || "all" }, { name: "Attempt", num: true, of: (r) => count(r.args.attempt) }, { name: "State", of: (r) => pill(r.args.state, toneOf(r.args.state)) }, { name: "Figures", of: (r) => brief(r.args.figures, 60) }, { name: "Record", of: (r) => recordLink(r.seq) }], stages.slice(-40).reverse(), { label: "Stages" })),
+        card("Teachers", { wide: "w5", flush: true }, table([{ name: "Teacher", of: (r) => r.args.teacher }, { name: "Capability", of: (r) => r.args.capability || "–" }, { name: "Act", of: (r) => pill(r.args.act, r.args.act === "dropped" || r.args.act === "refused" ? "warn" : "idle") }, { name: "Why", of: (r) => r.args.reason }, { name: "Record", of: (r) => recordLink(r.seq) }], of("nexus.teacher").slice(-40).reverse(), { label: "Teachers" })),
         card("Failure loops", { flush: true }, table([{ name: "Time", of: (r) => clock(r.t) }, { name: "Edge", of: (r) => r.args.edge }, { name: "Capability", of: (r) => r.args.capability }, { name: "Attempt", num: true, of: (r) => count(r.args.attempt) }, { name: "Reason", of: (r) => r.args.reason }, { name: "Change", of: (r) => brief(r.args.change, 70) }, { name: "Record", of: (r) => recordLink(r.seq) }], of("nexus.loop").slice(-40).reverse(), { none: "no stage had to be done again", label: "Failure loops" }))));
     }
     return { draw };
@@ -63,6 +63,6 @@ function gate(record, report) {
 function bullet(c) {
   if (!Number.isFinite(c.ratio)) return null;
   const at = (share) => `${Math.max(0, Math.min(1, share / 1.1)) * 100}%`;
-  return h("div", { class: "bullet", "aria-hidden": "true" }, h("i", { "data-tone": c.said === "pass" ? null : "bad", style: { width: at(c.ratio) } }),
+  return h("div", { class: "bullet", "aria-hidden": "true" }, h("i", { "data-tone": toneOf(c.said), style: { width: at(c.ratio) } }),
     Number.isFinite(c.lower) && h("s", { style: { left: at(c.lower), width: `calc(${at(c.upper)} - ${at(c.lower)})` } }), Number.isFinite(c.retain) && h("em", { style: { left: at(c.retain) } }));
 }

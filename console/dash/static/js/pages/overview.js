@@ -73,7 +73,7 @@ export default {
       const done = status?.done_windows ?? commit?.id ?? 0;
       const planned = status?.planned ?? 0;
       put(plan.value, count(done), h("small", {}, planned && done <= planned ? ` of ${count(planned)} windows` : " windows"));
-      put(plan.bar, bar(planned ? done / planned : 1));
+      put(plan.bar, bar(planned ? done / planned : done ? 1 : 0));
       setText(plan.foot, `${status?.phase?.name || commit?.phase || "–"} · generation ${status?.generation ?? commit?.gen ?? 0}${planned && done > planned ? " · repeating" : ""}`);
       const evaluation = store.evaluations.findLast((e) => e.split !== "test") || store.evaluations.at(-1); // no look at the test split while decisions are made
       const reference = evaluation && store.reference(evaluation.split);
