@@ -2,7 +2,7 @@
 
 The first appends records to a store at a steady rate while the dashboard serves it and a browser shows its overview; a record's time is the
 one that the writer stamped it with, and it has arrived when its row is in the document. The second is the CPU time of the whole process,
-against a paused runtime. The third times a plain training loop with and without `recuros.watch`, in turns.
+against a paused runtime. The third is that of `tests/bench/_watch.py`: a plain training loop with and without `recuros.watch`, in turns.
 
     make bench PART=interface [SECONDS=a row]
 """
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -165,45 +164,10 @@ def verbs(rows: Rows, seconds: float) -> None:
 
 
 def watching(rows: Rows, seconds: float) -> None:
-    """A plain loop with and without `recuros.watch` at its default cadence, in turns of the same number of steps."""
-    import recuros
+    """`recuros.watch` at its default cadence; a group of turns takes about 20 seconds."""
+    from tests.bench import _watch
 
-    if not hasattr(recuros, "watch"):
-        return
-    import torch
-
-    torch.set_num_threads(1)
-    torch.manual_seed(42)
-    layer = torch.nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
-    model = torch.nn.Sequential(
-        torch.nn.TransformerEncoder(layer, 4, enable_nested_tensor=False), torch.nn.Linear(128, 64)
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    batch, target = torch.randn(16, 64, 128), torch.randint(0, 64, (16, 64))
-
-    def steps(number: int) -> float:
-        began = time.perf_counter()
-        for _ in range(number):
-            optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.cross_entropy(model(batch).flatten(0, 1), target.flatten()).backward()
-            optimizer.step()
-        return (time.perf_counter() - began) / number
-
-    each = steps(5)
-    number = max(50, int(seconds / 4 / each))
-    ratios, controls = [], []
-    folder = Path(tempfile.mkdtemp(prefix="recuros-bench-"))
-    try:
-        for turn in range(6):
-            plain = steps(number)
-            with recuros.watch(model, folder / f"run{turn}", optimizer=optimizer):
-                ratios.append(steps(number) / plain - 1)
-            controls.append(steps(number) / plain - 1)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    note = f"{number} steps a turn, {each * 1e3:.1f} ms each; A/A control: median {statistics.median(controls):.2%}"
-    resolved = max(controls) - min(controls) < 0.04
-    rows.add("recuros.watch(model): overhead on a training loop", ratios, "<= 0.02", note=note, resolved=resolved)
+    _watch.measure(rows, groups=max(2, round(seconds / 4)))
 
 
 def main() -> None:

@@ -142,6 +142,7 @@ class Browser:
 
     def open(self, url: str) -> None:
         self.driver.get("about:blank")  # another fragment of one address would not load anything
+        self.complaints()  # what earlier pages wrote is not this one's
         self.driver.get(url)
 
     def js(self, code: str, *args: Any) -> Any:
