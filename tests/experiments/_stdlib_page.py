@@ -60,13 +60,14 @@ def _setup(found: Row) -> str:
         if meta["tuning_steps"]
         else "none; both arms run with the settings in `_stdlib.py`"
     )
+    sizes = ", ".join(dict.fromkeys(_size(row["kb"]) for row in found["means"] if row["kb"]))
     return (
         "## Setup\n\n"
         "- **Text**: the source of Python's own standard library, as bytes in chunks of 128. Whole files are held out. 10 MB of the"
         f" training files are the pool; curves are taken on {meta['rows']} chunks of validation files, scores on as many of test files.\n"
         f"- **Teacher**: 3 layers of 160, {meta['teacher_steps']:,} steps on the pool: {told}. **Student**: 2 layers of 64, an eighth of"
         " its parameters.\n"
-        f"- **Arms**: cross-entropy (CE) and distillation (KD), {meta['steps']:,} steps of 16 chunks on 32 KB to 1 MB of the pool; the last"
+        f"- **Arms**: cross-entropy (CE) and distillation (KD), {meta['steps']:,} steps of 16 chunks on {sizes} of the pool; the last"
         f" checkpoint counts. CE on the whole pool, {meta['ratio']} times as many steps, since a step of KD takes about"
         f" {meta['ratio']} times as long.\n"
         f"- **Tuning**: {tuned}.\n"
@@ -165,11 +166,12 @@ def _equal_cpu(found: Row) -> str:
             rows.append((_size(row["kb"]), f"{spent:.0f}", f"{bits:.3f}", text, ahead))
     wins = sum(1 for r in rows if r[4].startswith("-") and r[4] != "-")
     lead = (
-        f"With all 10 MB at hand, plain CE on them beats distillation on a subset at the same CPU time in {wins} of {len(rows)} sizes:"
-        " distillation is for scarce text, not for scarce time."
+        f"With all 10 MB at hand, plain CE on them beats distillation on a subset at the same CPU time in {wins} of {len(rows)} sizes."
         if wins
         else "At the same CPU time, plain CE on all 10 MB is not ahead of distillation on a subset at any size."
     )
+    if wins and any(row["last"]["low"] > 0 for row in found["gaps"]):
+        lead += " What distillation helps with is scarce text, not scarce time."
     head = ("KD on", "CPU s", "KD, bits a byte", "CE on 10 MB after as long", "CE - KD")
     tail = "\nOn validation files, from the curves (CE between its points by a straight line). The teacher's own training is not counted.\n"
     return lead + "\n\n" + table(head, rows) + tail
