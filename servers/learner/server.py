@@ -44,6 +44,7 @@ PROGRESS_NS: Final = 100_000_000
 MAPS_REPORT_BYTES_MAX: Final = 256 << 10
 """Of the maps of all programs in what a window reports; the rest is in their pages."""
 CACHE_MEGABYTES: Final = 256
+PLAIN_TERMS: Final = ("task", "kd", "hint")
 
 
 @dataclass(frozen=True)
@@ -504,7 +505,8 @@ class LearnerService:
         }
         for name in terms:
             values = [m.terms[name] for m in done if name in m.terms]
-            metrics[name] = sum(values) / len(values)
+            # A probe's figures have plain names, too: of the terms, only those that are always there do.
+            metrics[name if name in PLAIN_TERMS else f"term.{name}"] = sum(values) / len(values)
         return metrics
 
     def _maps_now(self) -> dict[int, Saved]:
