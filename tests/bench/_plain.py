@@ -13,6 +13,7 @@ sums run in the engine's order, so that its parameters can be compared bit for b
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import math
@@ -30,7 +31,10 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.nn import functional
 
+from servers.models.mlp import Mlp, MlpConfig
 from servers.models.patch import PatchConfig, PatchTransformer
+
+Net = PatchTransformer | Mlp
 
 
 def training_data() -> tuple[Tensor, Tensor]:
@@ -157,51 +161,60 @@ class Run:
     def draw(self) -> int:
         return int(torch.randint(0, 2**31 - 1, (), generator=self.draws))
 
-    def build(self, spec: dict[str, Any]) -> PatchTransformer:
+    def build(self, spec: dict[str, Any]) -> Net:
         torch.manual_seed(self.draw())
-        return PatchTransformer(PatchConfig(**{k: v for k, v in spec.items() if k != "kind"}))
+        sizes = {k: v for k, v in spec.items() if k != "kind"}
+        return Mlp(MlpConfig(**sizes)) if spec["kind"] == "mlp" else PatchTransformer(PatchConfig(**sizes))
 
     def build_projectors(self) -> nn.ModuleList:
         torch.manual_seed(self.draw())
         a, b = self.student.config.width, self.teacher.config.width
-        return nn.ModuleList(nn.Linear(a, b) for _ in range(self.student.config.layers))
+        made = nn.ModuleList(nn.Linear(a, b) for _ in range(self.student.config.layers))
+        for phi in made if a == b else ():
+            nn.init.eye_(phi.weight)
+            nn.init.zeros_(phi.bias)
+        return made
 
     def loss(self, phase: dict[str, Any], kd: dict[str, Any], x: Tensor, y: Tensor, weight: Tensor) -> Tensor:
-        per_token = weight[:, None].expand(len(x), 16).reshape(-1)
-        per_token, weight = per_token / per_token.mean(), weight / weight.mean()
+        raw, weight = weight, weight / weight.mean()
         smoothing = phase["label_smoothing"]
         if phase["train"] == "teacher":
-            logits, _, _ = self.teacher(x)
+            logits = self.teacher(x)[0]
             task = functional.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
             return (task * weight).mean()
-        logits, hidden, _ = self.student(x, need_hidden=True)
-        with torch.no_grad():
-            t_logits, t_hidden, _ = self.teacher(x, need_hidden=True)
         tau, mix, alpha = kd["temperature"], kd["mix"], kd["alpha"]
+        logits, hidden = self.student(x, need_hidden=alpha > 0)[:2]
+        with torch.no_grad():
+            t_logits, t_hidden = self.teacher(x, need_hidden=alpha > 0)[:2]
         task = functional.cross_entropy(logits, y, reduction="none", label_smoothing=smoothing)
         log_t, log_s = (functional.log_softmax(z / tau, dim=-1) for z in (t_logits, logits))
         kl = functional.kl_div(log_s, log_t, reduction="none", log_target=True)
+        start = (1 - mix) * (task * weight).mean() + mix * ((kl.sum(dim=-1) * weight).mean() * tau**2)
+        if not alpha:
+            return start
         hint = torch.zeros(())
-        layers, deep = len(self.student.blocks), len(self.teacher.blocks)
+        layers, deep = self.student.config.layers, self.teacher.config.layers
+        per_token = raw[:, None].expand(len(x), hidden[0].shape[1]).reshape(-1)
+        per_token = per_token / per_token.mean()
         for i, project in enumerate(self.projectors, start=1):
             target = t_hidden[max(1, round(i * deep / layers))].reshape(len(per_token), -1)
             guess = project(hidden[i].reshape(len(per_token), -1))
             hint = hint + ((target - guess).square().mean(dim=-1) * per_token).mean()
-        return (1 - mix) * (task * weight).mean() + mix * ((kl.sum(dim=-1) * weight).mean() * tau**2) + alpha * hint
+        return start + alpha * hint
 
     def enter(self, phase: dict[str, Any], end_before: str) -> None:
         """Roles, projectors and a fresh optimizer for a phase."""
         if end_before == "swap:ema":
-            self.teacher = PatchTransformer(self.student.config)
+            self.teacher = copy.deepcopy(self.student)
             with torch.no_grad():
                 for p, average in zip(self.teacher.parameters(), self.average, strict=True):
                     p.copy_(average)
         trained: nn.Module = self.teacher if phase["train"] == "teacher" else self.student
         modules = [trained]
         if phase["train"] == "student":
-            if not self.projectors or end_before:
+            if self.model["kd"]["alpha"] and (not self.projectors or end_before):
                 self.projectors = self.build_projectors()
-            modules.append(self.projectors)
+            modules += [self.projectors] if self.projectors else []
         for module in (self.teacher, self.student):
             module.requires_grad_(module is trained)
         kind = Textbook if self.request["loop"] == "textbook" else Flat
@@ -213,12 +226,12 @@ class Run:
 
     def flatten_average(self) -> None:
         """Lay the moving average out like the student, so that it is one operation."""
-        copy = PatchTransformer(self.student.config)
+        twin = copy.deepcopy(self.student)
         with torch.no_grad():
-            for p, average in zip(copy.parameters(), self.average, strict=True):
+            for p, average in zip(twin.parameters(), self.average, strict=True):
                 p.copy_(average)
-        self.flat_average, _ = flatten(copy)
-        self.average = [p.detach() for p in copy.parameters()]
+        self.flat_average, _ = flatten(twin)
+        self.average = [p.detach() for p in twin.parameters()]
 
     def run_window(self, phase: dict[str, Any], number: int, settings: dict[str, Any]) -> float:
         """Window `number` of a phase; `settings`: temperature, mix and alpha that differ, and a file of sample weights."""

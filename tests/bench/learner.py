@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kfs.records import RecordKind
-from servers.manifest_tables import Manifest, PatchSpec
+from servers.manifest_tables import Manifest, MlpSpec, PatchSpec
 from syscalls.errors import RecurosError
-from tests.bench import _hosted
+from tests.bench import _hosted, _learner_shares
 from tests.bench._hosted import Plain, Session, Span
 from tests.bench._rows import Rows
 
@@ -47,8 +47,8 @@ class Size:
 
     name: str
     target: str
-    teacher: tuple[int, int, int] | None  # layers, width, heads; None: the app's own
-    student: tuple[int, int, int] | None
+    teacher: tuple[int, ...] | None  # layers, width, heads; of a perceptron layers, width; None: the app's own
+    student: tuple[int, ...] | None
     batch: int
     stretch_s: float
     window_ms: int
@@ -57,9 +57,9 @@ class Size:
 
 
 SIZES = (
-    Size("digits app, distil in turns", ">= 0.95", None, None, 64, 1.8, 4_000, extras=True),
-    Size("larger models", ">= 0.98", (6, 96, 4), (4, 64, 4), 128, 6.0, 20_000, rounds_share=0.4),
-    Size("toy models", ">= 0.8", (1, 8, 1), (1, 8, 1), 4, 0.8, 4_000),
+    Size("8 ms steps, the digits app's models", ">= 0.95", None, None, 32, 1.8, 4_000, extras=True),
+    Size("50 ms steps, larger models", ">= 0.98", (6, 96, 4), (4, 64, 4), 80, 6.0, 20_000, rounds_share=0.4),
+    Size("0.5 ms steps, perceptrons without hints", ">= 0.8", (2, 64), (1, 32), 16, 0.8, 4_000),
 )
 
 
@@ -95,8 +95,11 @@ def manifest_of(size: Size, *, probes: bool) -> Manifest:
     manifest.phase = [manifest.phase[1].model_copy(update={"windows": WINDOWS_MAX, "end": ""})]
     for role, shape in (("teacher", size.teacher), ("student", size.student)):
         if shape is not None:
-            layers, width, heads = shape
-            setattr(manifest.model, role, PatchSpec(kind="patch", layers=layers, width=width, heads=heads))
+            sizes = dict(zip(("layers", "width", "heads"), shape, strict=False))
+            perceptron = len(shape) == 2
+            made = MlpSpec(kind="mlp", **sizes) if perceptron else PatchSpec(kind="patch", **sizes)
+            setattr(manifest.model, role, made)
+            manifest.kd.alpha = 0.0 if perceptron else manifest.kd.alpha
     manifest.data.batch = size.batch
     window = manifest.window
     window.budget_ms, window.period_ms, window.deadline_ms = size.window_ms * 3 // 4, size.window_ms, size.window_ms
@@ -269,6 +272,9 @@ def main() -> None:
     options = parser.parse_args()
     context = {"seeds": [_hosted.app("digits").app.seed], "load_before": round(os.getloadavg()[0], 2)}
     rows = Rows("learner", f"make bench PART=learner COUNT={options.count}", context)
+    if options.only in "shares of a step, teacher cache":
+        _learner_shares.shares(rows, 20 * options.count)
+        _learner_shares.teacher_cache(rows, max(2, options.count // 2))
     with tempfile.TemporaryDirectory(prefix="recuros-bench-") as name:
         if not options.only:
             tight(rows, Path(name), whole_app(rows, Path(name)))

@@ -36,8 +36,8 @@ class CkaTerm(Term):
 
     def value(self, rows: Rows, kd: KdSettings) -> Tensor:
         """Summed over mapped layers; 0 when every pair is alike up to rotation and scale."""
-        now = torch.stack(
-            [hsic(_few(s), _few(t)) for s, t in zip(rows.student_hidden, rows.teacher_hidden, strict=True)]
+        now = hsic(
+            torch.stack([_few(s) for s in rows.student_hidden]), torch.stack([_few(t) for t in rows.teacher_hidden])
         )
         known = rows.memory.get(SUMS)
         before = now.new_zeros((len(now), 4), dtype=torch.float64)
@@ -69,30 +69,36 @@ def _few(hidden: Tensor) -> Tensor:
 
 
 def hsic(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased HSIC of (x, y), (x, x), (y, y) with linear kernels: [n, d1], [n, d2] -> [3]; n >= 4.
+    """Unbiased HSIC of (x, y), (x, x), (y, y) with linear kernels: [layers, n, d1], [layers, n, d2] -> [layers, 3]; n >= 4.
 
     HSIC(K, L) = [<K~, L~> + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2 (K~1)'(L~1) / (n-2)] / (n (n-3)), K~ = K with zero diagonal. Centred
     features, which change nothing else, make the row sums of K vanish: K~1 is minus the diagonal.
     """
-    n = len(x)
+    n = x.shape[1]
     x, y = _centred(x), _centred(y)
-    k, l = x.square().sum(1), y.square().sum(1)  # noqa: E741 - the diagonals of K and L
-    if x.shape[1] + y.shape[1] < n:
-        inner = [
-            (a.T @ b).square().sum() - torch.dot(c, d) for a, b, c, d in ((x, y, k, l), (x, x, k, k), (y, y, l, l))
-        ]
+    diagonals = torch.stack((x.square().sum(2), y.square().sum(2)), dim=1)  # [layers, 2, n]
+    products = diagonals @ diagonals.transpose(1, 2)  # k'k, k'l, l'l
+    sums = diagonals.sum(2)
+    if x.shape[2] + y.shape[2] < n:
+        xt, yt = x.transpose(1, 2), y.transpose(1, 2)
+        inner = torch.stack([(a @ b).square().sum((1, 2)) for a, b in ((xt, y), (xt, x), (yt, y))], dim=1)
+        inner = inner - _three(products)
     else:
         away = 1.0 - torch.eye(n, dtype=x.dtype, device=x.device)
-        gram_x, gram_y = (x @ x.T) * away, (y @ y.T) * away
-        inner = [(a * b).sum() for a, b in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))]
-    values = []
-    for product, (a, b) in zip(inner, ((k, l), (k, k), (l, l)), strict=True):
-        corrected = product + a.sum() * b.sum() / ((n - 1) * (n - 2)) - 2.0 * torch.dot(a, b) / (n - 2)
-        values.append(corrected / (n * (n - 3)))
-    return torch.stack(values)
+        gram_x, gram_y = (x @ x.transpose(1, 2)) * away, (y @ y.transpose(1, 2)) * away
+        inner = torch.stack(
+            [(a * b).sum((1, 2)) for a, b in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))], dim=1
+        )
+    totals = _three(sums[:, :, None] * sums[:, None, :])
+    return (inner + totals / ((n - 1) * (n - 2)) - 2.0 * _three(products) / (n - 2)) / (n * (n - 3))
+
+
+def _three(pairs: Tensor) -> Tensor:
+    """The entries (x, y), (x, x), (y, y) of [layers, 2, 2]: [layers, 3]."""
+    return torch.stack((pairs[:, 0, 1], pairs[:, 0, 0], pairs[:, 1, 1]), dim=1)
 
 
 def _centred(x: Tensor) -> Tensor:
     """Columns of mean 0; twice, so that what is left is rounding of what varies and not of a large offset."""
-    x = x - x.mean(0)
-    return x - x.mean(0)
+    x = x - x.mean(1, keepdim=True)
+    return x - x.mean(1, keepdim=True)

@@ -23,7 +23,7 @@ from syscalls.errors import RecurosError
 
 SAMPLES_MAX: Final = 64
 TINY: Final = 1e-12
-"""A squared distance below this share of the largest is none, and gives no gradient."""
+"""A squared distance below this share of the sum of squares is none, and gives no gradient."""
 
 
 class RkdDistanceTerm(Term):
@@ -34,13 +34,14 @@ class RkdDistanceTerm(Term):
 
     def value(self, rows: Rows, kd: KdSettings) -> Tensor:
         """Of pairwise distances over their mean."""
-        total = rows.student.new_zeros(())
-        for student, teacher, weight in _layers(rows, 2, self.name):
-            first, second = _pairs(len(student))
-            pair = unit_mean(weight[first] * weight[second])
-            apart = functional.smooth_l1_loss(distances(student), distances(teacher), reduction="none")
-            total = total + (apart * pair).mean()
-        return total
+        layers = _layers(rows, 2, self.name)
+        weight = layers[0][2]
+        pair = torch.outer(weight, weight) * _upper(len(weight), weight.dtype, weight.device)
+        apart = [
+            functional.smooth_l1_loss(distances(student), distances(teacher), reduction="none")
+            for student, teacher, _ in layers
+        ]
+        return (sum(apart[1:], start=apart[0]) * pair).sum() / _mass(pair)
 
 
 class RkdAngleTerm(Term):
@@ -63,13 +64,17 @@ class RkdAngleTerm(Term):
 
 
 def distances(x: Tensor) -> Tensor:
-    """|x_i - x_j| for i < j over their mean: [n, d] -> [n (n - 1) / 2]."""
+    """|x_i - x_j| over the mean of those with i < j: [n, d] -> [n, n]; the diagonal means nothing.
+
+    Whole matrices: picking pairs out of them would cost more than it saves.
+    """
     x = x - x.mean(0)
-    norms = x.square().sum(1)
-    squares = (norms[:, None] + norms[None, :] - 2.0 * (x @ x.T))[_pairs(len(x))]
-    floor = squares.detach().max().clamp_min(torch.finfo(x.dtype).tiny / TINY) * TINY
-    found = squares.clamp_min(floor).sqrt()
-    return found / found.mean()
+    gram = x @ x.T
+    norms = gram.diagonal()
+    floor = float(norms.detach().sum()) * TINY + torch.finfo(x.dtype).tiny
+    found = (norms[:, None] + norms[None, :] - 2.0 * gram).clamp_min(floor).sqrt()
+    n = len(x)
+    return found * (n * (n - 1) / 2) / (found * _upper(n, x.dtype, x.device)).sum()
 
 
 def cosines(x: Tensor) -> Tensor:
@@ -94,6 +99,14 @@ def _layers(rows: Rows, least: int, name: str) -> list[tuple[Tensor, Tensor, Ten
 
 
 @lru_cache(maxsize=8)
-def _pairs(n: int) -> tuple[Tensor, Tensor]:
-    first, second = torch.triu_indices(n, n, offset=1).unbind(0)
-    return first, second
+def _upper(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """1 where i < j."""
+    return torch.ones((n, n), dtype=dtype, device=device).triu(1)
+
+
+def _mass(pair: Tensor) -> Tensor:
+    """Their sum; E2-DATA when nothing weighs anything, as for `unit_mean`."""
+    total = pair.sum()
+    if not float(total) > 0.0:
+        unit_mean(total[None])
+    return total
