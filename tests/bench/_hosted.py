@@ -116,6 +116,9 @@ class Session:
         client = self.runtime.client
         client.interrupt(kind="resume", reason="bench")
         time.sleep(seconds)
+        deadline = time.monotonic() + IDLE_TIMEOUT_S
+        while self.runtime.status()["done_windows"] == self.seen and time.monotonic() < deadline:
+            time.sleep(POLL_S)  # a machine with much else to do
         client.interrupt(kind="pause", reason="bench")
         status = self._idle()
         windows = list(range(self.seen + 1, status["done_windows"] + 1))
