@@ -29,6 +29,7 @@ TermName = Literal[
     "attention_mse",
     "minilm_at",
     "minilm_vr",
+    "semantic",
 ]
 """`limits.TERMS` for the type checker."""
 Weight = Annotated[float, Field(ge=0.0, le=limits.TERM_WEIGHT_MAX)]
