@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
+from console import explain_policy
 from console.context import cell, no_such
 from kfs.log import summary
 from kfs.records import Record, RecordKind
@@ -154,31 +155,18 @@ def _server(store: Store, name: str, story: Story) -> None:
 
 
 def _policy(store: Store, name: str, story: Story) -> None:
-    """By the window that it rests on: the evidence, the decision, and what came of it."""
+    """By the window that it rests on: evidence, rule, decision and effect; see `console.explain_policy`."""
     number = _number(name, "policy")
-    applies_at = -1
-    for r in store.records():
-        if r.kind is RecordKind.POLICY and r.args["window"] == number:
-            settings = dict(r.args["settings"])
-            evidence = settings.pop("evidence", {})
-            applies_at = r.args["applies_at"]
-            story.add(r, f"pack {r.args['pack']} on the evidence of window {number}: {cell(evidence)}")
-            story.facts.append(
-                (r.seq, f"  decided: {cell(settings) if settings else 'no change'}, from window {applies_at} on")
-            )
-            if r.input_ids:
-                story.facts.append((r.seq, f"  stored with it: {', '.join(r.input_ids)}"))
-        elif r.kind is RecordKind.WINDOW_COMMIT and r.args["window"] in (number, applies_at):
-            figures = {
-                k: v for k in ("loss", "temperature", "mix", "alpha") if (v := r.args["metrics"].get(k)) is not None
-            }
-            story.add(r, f"window {r.args['window']} committed with {cell(figures)}")
+    for seq in [r.seq for r in store.records() if r.kind is RecordKind.POLICY and r.args["window"] == number]:
+        story.facts += explain_policy.lines(explain_policy.story(store, seq))
 
 
 def _seq(store: Store, name: str, story: Story) -> None:
     number = _number(name, "seq")
     record = store.record(number if number >= 0 else store.size + number)
     story.add(record, f"{record.kind}: {summary(record, 400)}")
+    if record.kind is RecordKind.POLICY:
+        story.facts += explain_policy.lines(explain_policy.story(store, record.seq))
     for key in ("grant_seq", "policy_seq", "plan_seq"):
         rests = record.args.get(key)
         if isinstance(rests, int) and rests >= 0:
