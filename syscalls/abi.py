@@ -123,6 +123,7 @@ class Row:
     server: str = ""
     oneway: bool = False
     pages: tuple[int, ...] = field(init=False, default=())
+    _answer: Row | None = field(init=False, default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pages", tuple(i for i, a in enumerate(self.args) if a.kind == "page"))
@@ -163,8 +164,11 @@ class Row:
 
     def bind_reply(self, values: dict[str, Any]) -> list[Any]:
         """A handler's dict to the positional reply; missing columns take their default."""
-        row = Row(self.nr, f"{self.name} reply", self.reply, (), "", server=self.server)
-        return row.bind(values)
+        if self._answer is None:  # made when it is first answered
+            answer = Row(self.nr, f"{self.name} reply", self.reply, (), "", server=self.server)
+            object.__setattr__(self, "_answer", answer)
+        assert self._answer is not None
+        return self._answer.bind(values)
 
 
 def _check(where: str, columns: tuple[Arg, ...], values: Any) -> dict[str, Any]:

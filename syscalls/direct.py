@@ -78,6 +78,7 @@ class End:
         self._sock = sock
         self._frame_max, self._backlog_max = frame_max, backlog_max
         self._in = bytearray()
+        self._space = memoryview(bytearray(READ_BYTES))
         self._out: deque[tuple[memoryview, list[int]]] = deque()
         self._out_bytes = 0
         self.fds: deque[int] = deque()
@@ -95,7 +96,18 @@ class End:
         """Queue a frame and send what fits; the descriptors are duplicated. E75-FULL when the other side does not read."""
         if self._out_bytes + len(data) > self._backlog_max:
             raise RecurosError("E75-FULL", f"{self._out_bytes} bytes wait for a peer that does not read")
-        packed = memoryview(len(data).to_bytes(LENGTH, "little") + data)
+        framed = len(data).to_bytes(LENGTH, "little") + data
+        if not fds and not self._out:
+            try:
+                sent = self._sock.send(framed)
+            except BlockingIOError:
+                sent = 0
+            except OSError as e:
+                raise RecurosError("E3-GONE", f"the other end has gone: {e.strerror}") from e
+            if sent == len(framed):
+                return
+            framed = framed[sent:]
+        packed = memoryview(framed)
         self._out.append((packed, [os.dup(fd) for fd in fds]))
         self._out_bytes += len(packed)
         self.flush()
@@ -122,8 +134,8 @@ class End:
     def receive(self) -> list[bytes]:
         """Whole frames that have arrived, at most about READ_BYTES at a time. E3-GONE at the end; E2-WIRE breaks the channel."""
         try:
-            data, about, flags, _ = self._sock.recvmsg(
-                READ_BYTES, ABOUT_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
+            size, about, flags, _ = self._sock.recvmsg_into(
+                [self._space], ABOUT_BYTES, socket.MSG_CMSG_CLOEXEC | socket.MSG_DONTWAIT
             )
         except BlockingIOError:
             return []
@@ -136,9 +148,9 @@ class End:
                 self.fds.extend(got)
         if flags & socket.MSG_CTRUNC or len(self.fds) > FDS_MAX:
             raise RecurosError("E2-WIRE", f"more than {FDS_MAX} descriptors that no frame names")
-        if not data:
+        if not size:
             raise RecurosError("E3-GONE", "the other end was closed")
-        self._in += data
+        self._in += self._space[:size]
         return self._frames()
 
     def _frames(self) -> list[bytes]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import time
 from collections import deque
@@ -48,11 +49,12 @@ class Switch:
     def __init__(self, kernel: Kernel, control: zmq.Socket[bytes]) -> None:
         self._kernel = kernel
         self._control = control
-        self._poller = zmq.Poller()
-        self._poller.register(control, zmq.POLLIN)
+        self._poller = select.poll()
+        self._poller.register(int(control.getsockopt(zmq.FD)), select.POLLIN)
         self._out: dict[str, direct.Outgoing] = {}
         self._in: dict[int, direct.Incoming] = {}
         self._ends: dict[int, direct.Channel] = {}
+        self._watched: dict[int, int] = {}
         self.calls: deque[direct.DirectCall] = deque()
         self.granted: set[str] = set()  # servers that the manifest lets this one reach directly
         self._offered: dict[int, int] = {}  # the kernel's handle -> descriptor, of pages that may go over a channel
@@ -68,14 +70,19 @@ class Switch:
         return not self._ends
 
     def wait(self, timeout_s: float) -> bool:
-        """Wait for the kernel or an end; takes what ends have. True when the kernel's socket has something."""
-        ready = dict(
-            self._poller.poll(max(0, int(timeout_s * 1000)) if timeout_s < 0.001 else max(1, int(timeout_s * 1000)))
-        )
-        kernel = bool(ready.pop(self._control, 0))
-        for fd in ready:
-            if isinstance(fd, int) and (channel := self._ends.get(fd)) is not None:
+        """Wait for the kernel or an end; takes what ends have. True when the kernel's socket has something.
+
+        The descriptor of a ZeroMQ socket speaks of edges: its state is asked before the wait, which also arms it, and again after.
+        """
+        control = self._control
+        kernel = bool(int(control.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
+        wait_ms = 0 if kernel or timeout_s <= 0 else max(1, int(timeout_s * 1000))
+        for fd, _ in self._poller.poll(wait_ms):
+            channel = self._ends.get(fd)
+            if channel is not None:
                 self._on(channel)
+            elif not kernel:
+                kernel = bool(int(control.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
         return kernel
 
     def _on(self, channel: direct.Channel) -> None:
@@ -94,11 +101,15 @@ class Switch:
     def _watch(self, channel: direct.Channel) -> None:
         fd = channel.end.fileno()
         if fd in self._ends:
-            self._poller.modify(fd, zmq.POLLIN | (zmq.POLLOUT if channel.end.backlog else 0))
+            wanted = select.POLLIN | (select.POLLOUT if channel.end.backlog else 0)
+            if self._watched[fd] != wanted:
+                self._watched[fd] = wanted
+                self._poller.modify(fd, wanted)
 
     def _add(self, channel: direct.Channel) -> None:
         self._ends[channel.end.fileno()] = channel
-        self._poller.register(channel.end.fileno(), zmq.POLLIN)
+        self._poller.register(channel.end.fileno(), select.POLLIN)
+        self._watched[channel.end.fileno()] = select.POLLIN
 
     def _forget(self, channel: direct.Channel) -> None:
         fd = channel.end.fileno()

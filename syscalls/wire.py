@@ -52,6 +52,9 @@ class Deliver:
 
 
 Frame = Call | Reply | Deliver
+_CALL: Final = [int, int, int, int, list]
+_REPLY: Final = [int, int, bool, list]
+_DELIVER: Final = [int, int, int, list, str]
 
 
 def encode(frame: Frame) -> bytes:
@@ -85,15 +88,14 @@ def decode(data: bytes) -> Frame:
     row = unpack(data)
     if not isinstance(row, list) or not row:
         raise RecurosError("E2-WIRE", "a frame is not an array")
-    if any(isinstance(x, bool) for x in (row[:2] if row[0] == REPLY else row[:4])):
-        raise RecurosError("E2-WIRE", "a frame has a truth value where a number belongs")
-    match row:
-        case [1, int(i), int(nr), int(cap), list(args)] if 0 <= i < 1 << 53:
-            return Call(i, nr, cap, args)
-        case [2, int(i), bool(ok), list(payload)]:
-            return Reply(i, ok, payload)
-        case [3, int(i), int(nr), list(args), str(sender)]:
-            return Deliver(i, nr, args, sender)
+    # By exact types: a truth value is no number here, and this is on the way of every message.
+    types = [type(value) for value in row]
+    if types == _CALL and row[0] == CALL and 0 <= row[1] < 1 << 53:
+        return Call(row[1], row[2], row[3], row[4])
+    if types == _REPLY and row[0] == REPLY:
+        return Reply(row[1], row[2], row[3])
+    if types == _DELIVER and row[0] == DELIVER:
+        return Deliver(row[1], row[2], row[3], row[4])
     raise RecurosError("E2-WIRE", f"a frame of kind {row[0]!r:.20} does not have the shape of any frame")
 
 

@@ -2,7 +2,7 @@
 
 Responsible for: what only a supervised server can do (offer pages, run windows); the benchmark speaks to the first over a socket in the
 run directory. Refuses: to measure on its own account; between commands it only answers the kernel.
-Entries: _kernel_server_gpu, _kernel_server_learner.
+Entries: _kernel_server_gpu, _kernel_server_observer, _kernel_server_learner.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import select
 import socket
 import sys
 import time
+from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ import msgpack
 
 from syscalls import abi
 from syscalls.pages import WritePage
+from syscalls.peer import Begun
 from syscalls.serve import Kernel
+from syscalls.switch import DirectBegun
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "live" / "fakes"))
 
@@ -28,19 +32,16 @@ IDLE_S = 0.1
 STEP_NS = 2_000_000
 USE = 0.75
 """The part of its budget that a window burns; what staging takes comes on top."""
+METHOD = abi.METHOD_BY_NAME["gpu.telemetry"]
 PAGE_LIST = abi.SYSCALL_BY_NAME["page_list"]
 
 
-class Gauge:
-    """The gpu server's place, taken by one that measures."""
+class Commanded:
+    """Takes commands over a socket, one at a time, and answers each with seconds."""
 
-    def __init__(self, kernel: Kernel) -> None:
+    def __init__(self, kernel: Kernel, commands: dict[str, Callable[..., float]]) -> None:
         self.kernel = kernel
-        self.info: dict[str, Any] = {}
-        self.handlers = {
-            "inventory": lambda: {"devices": [], "host": {}, "note": "none"},
-            "telemetry": lambda: {"devices": [], "host": {}},
-        }
+        self.commands_by_name = commands
         self.listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.listener.bind(str(Path(kernel.config["run"]) / "bench.sock"))
         self.listener.listen(1)
@@ -59,9 +60,66 @@ class Gauge:
             self.commands = None
             return True
         what, *args = msgpack.unpackb(data)
-        seconds = {"syscall": self.syscalls, "window": self.window, "slab": self.slab}[what](*args)
-        self.commands.send(msgpack.packb(seconds))
+        self.commands.send(msgpack.packb(self.commands_by_name[what](*args)))
         return True
+
+    def drain(self) -> None:
+        self.listener.close()
+
+
+class Calling(Commanded):
+    """The observer's place, taken by one that measures its calls of the gpu server: over its channel, or through the kernel."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel, {"direct": self.calls, "direct window": self.window, "relayed": self.relayed})
+        self.info: dict[str, Any] = {}
+        scores = {"scores": {"student": {}, "teacher": {}}}
+        self.handlers = {"trace": self.trace, "evaluate": lambda **_: scores, "calibrate": lambda **_: {"result": {}}}
+
+    def trace(self, window: int, **_: Any) -> None:
+        self.kernel.syscall("policy_submit", window=window, settings={}, pack="none")
+
+    def calls(self, n: int) -> float:
+        """Seconds of n calls over the channel, one after another."""
+        begun = self.kernel.begin("gpu.telemetry")
+        assert isinstance(begun, DirectBegun), "no channel stands"
+        self.kernel.finish(begun)
+        began = time.perf_counter()
+        for _ in range(n):
+            self.kernel.call("gpu.telemetry")
+        return time.perf_counter() - began
+
+    def window(self, n: int, outstanding: int) -> float:
+        """Seconds of n calls with so many under way at a time."""
+        waiting: deque[Begun] = deque()
+        began = time.perf_counter()
+        for _ in range(n):
+            if len(waiting) >= outstanding:
+                self.kernel.finish(waiting.popleft())
+            waiting.append(self.kernel.begin("gpu.telemetry"))
+        for begun in waiting:
+            self.kernel.finish(begun)
+        return time.perf_counter() - began
+
+    def relayed(self, n: int) -> float:
+        """Seconds of n calls that the kernel relays."""
+        row = METHOD
+        began = time.perf_counter()
+        for _ in range(n):
+            self.kernel.syscall("call", endpoint=self.kernel.caps["gpu"], method=row.nr, args=[])
+        return time.perf_counter() - began
+
+
+class Gauge(Commanded):
+    """The gpu server's place, taken by one that measures."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__(kernel, {"syscall": self.syscalls, "window": self.window, "slab": self.slab})
+        self.info: dict[str, Any] = {}
+        self.handlers = {
+            "inventory": lambda: {"devices": [], "host": {}, "note": "none"},
+            "telemetry": lambda: {"devices": [], "host": {}},
+        }
 
     def syscalls(self, n: int) -> float:
         """Seconds of n round trips, one after another."""
@@ -98,9 +156,6 @@ class Gauge:
             self.kernel.syscall("page_list")
         page.close()
         return total
-
-    def drain(self) -> None:
-        self.listener.close()
 
 
 class Busy(FakeLearner):

@@ -47,6 +47,8 @@ ROUNDS: Final = 15
 SEED: Final = 42
 MB: Final = 1 << 20
 OUTSTANDING: Final = 64
+DIRECT_OUTSTANDING: Final = 64
+"""A mailbox's credit in messages, by default."""
 PATIENCE_S: Final = 120.0
 RAW: Final = "raw pyzmq (ROUTER echo, ipc)"
 RAY: Final = "Ray actor call"
@@ -89,11 +91,15 @@ def in_turns(cases: dict[str, Callable[[], float]], rounds: int) -> dict[str, li
 
 
 class Runtime:
-    """A live runtime whose plan is over; its gpu server measures on command."""
+    """A live runtime whose plan is over; one of its servers measures on command: gpu by itself, or observer its calls of gpu."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, measures: str = "gpu") -> None:
         doc = document(folder / "run", windows=1)
-        next(s for s in doc["servers"] if s["name"] == "gpu")["entry"] = "tests.bench._kernel_server_gpu"
+        stanza = next(s for s in doc["servers"] if s["name"] == measures)
+        stanza["entry"] = f"tests.bench._kernel_server_{measures}"
+        if measures == "observer":
+            stanza |= {"calls": ["dataset", "gpu"], "direct": ["gpu"]}
+            stanza["config"] = {**stanza["config"], "direct": ["gpu"]}
         self.live = Live(folder / "run", doc)
         self.live.up()
         self.live.until(lambda: self.live.status()["state"] == "done", "the plan is done")
@@ -213,13 +219,16 @@ def ray() -> Iterator[Ray | None]:
 def messages(rows: Rows, scale: Scale, rounds: int, folder: Path) -> None:
     """Round trips and throughput."""
     n = scale.calls
-    runtime, raw = Runtime(folder), Raw(folder)
+    runtime, calling, raw = Runtime(folder / "one"), Runtime(folder / "two", "observer"), Raw(folder)
     try:
         with ray() as peer:
             cases = {
                 "raw": lambda: raw.calls(n),
                 "brokered": lambda: runtime.ask("syscall", n),
                 "again": lambda: raw.calls(n),
+                "direct": lambda: calling.ask("direct", n),
+                "direct window": lambda: calling.ask("direct window", n, DIRECT_OUTSTANDING),
+                "relayed": lambda: calling.ask("relayed", n),
                 "window": lambda: runtime.ask("window", n, OUTSTANDING),
             }
             if peer is not None:
@@ -236,6 +245,7 @@ def messages(rows: Rows, scale: Scale, rounds: int, folder: Path) -> None:
         )
     finally:
         raw.close()
+        calling.close()
         runtime.close()
 
 
@@ -250,15 +260,31 @@ def _message_rows(rows: Rows, found: dict[str, list[float]], n: int) -> None:
         peer=RAW,
         note="page_list, from a supervised server: decoded, attested, checked, answered; stretch target 2.5",
     )
-    for row in (
+    rows.add("direct channel round trip", [s / n * 1e6 for s in found["direct"]], unit="us")
+    rows.add(
         "direct channel round trip / raw pyzmq",
-        "Ray actor call / direct channel",
-        "throughput at window 64, direct / Ray",
-    ):
-        rows.add(row, "no direct channels in this build")
+        ratios(found["direct"], found["raw"]),
+        "<= 1.3",
+        peer=RAW,
+        note="gpu.telemetry, between two supervised servers: generation, method, credits and arguments checked, dispatched, answered",
+    )
+    rows.add(
+        "call relayed by the kernel / direct channel",
+        ratios(found["relayed"], found["direct"]),
+        note="the same call of the same two servers",
+    )
+    rows.add("direct calls at window 64", [n / s for s in found["direct window"]], unit="/s")
     rows.add("brokered syscalls at window 64", [n / s for s in found["window"]], unit="/s")
     note = f"{OUTSTANDING} under way at a time"
     if "ray" in found:
+        rows.add("Ray actor call / direct channel", ratios(found["ray"], found["direct"]), ">= 10", peer=RAY)
+        rows.add(
+            "throughput at window 64, direct / Ray",
+            ratios(found["ray window"], found["direct window"]),
+            ">= 10",
+            peer=RAY,
+            note=note,
+        )
         rows.add("Ray actor call / brokered syscall", ratios(found["ray"], found["brokered"]), ">= 5", peer=RAY)
         rows.add(
             "throughput at window 64, brokered / Ray",
@@ -268,6 +294,8 @@ def _message_rows(rows: Rows, found: dict[str, list[float]], n: int) -> None:
             note=note,
         )
     else:
+        rows.add("Ray actor call / direct channel", ABSENT, peer=RAY)
+        rows.add("throughput at window 64, direct / Ray", ABSENT, peer=RAY, note=note)
         rows.add("Ray actor call / brokered syscall", ABSENT, peer=RAY)
         rows.add("throughput at window 64, brokered / Ray", ABSENT, peer=RAY, note=note)
 
