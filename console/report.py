@@ -78,7 +78,7 @@ def _fold(found: Ledger, record: Record) -> None:
             if record.generation == 0:  # before any swap: the teacher that retention refers to
                 found.reference[args["split"]] = args["scores"].get("teacher", {})
         case RecordKind.POLICY:
-            found.policies += bool(args["settings"])
+            found.policies += bool(args["settings"]) and "refused" not in args["settings"]
         case RecordKind.PROBE_ATTACH:
             keep = {key: args[key] for key in ("id", "hook", "prog", "step")}
             found.probes[args["id"]] = {**keep, "sites": len(args["sites"]), "attached": True}

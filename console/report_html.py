@@ -21,7 +21,25 @@ from kfs.store import Store
 from syscalls.errors import RecurosError
 
 SCHEMA: Final = "recuros.report.html/v1"
-TERMS: Final = ("loss", "task", "kd", "hint")
+TERMS: Final = (
+    "loss",
+    "task",
+    "kd",
+    "hint",
+    "at",
+    "rkd",
+    "rkd_angle",
+    "ewc",
+    "jacobian",
+    "calibration",
+    "cosine",
+    "embedding",
+    "attention_mse",
+    "minilm_at",
+    "minilm_vr",
+    "semantic",
+)
+"""Those of the learner's objective; a run reports the ones that are on."""
 LAYER_WINDOWS_MAX: Final = 600
 ROWS_MAX: Final = 30
 HEATS: Final = (("cka", "cka"), ("attn-kl", "kl"), ("gradnorm", "norm"), ("fisher", "trace"))
@@ -75,7 +93,7 @@ def fold(records: Iterable[Record]) -> Series:
                 series.evaluations.append({"window": at, "split": args["split"], "generation": r.generation, **scores})
             case RecordKind.GENERATION:
                 series.generations.append(args["window"])
-            case RecordKind.POLICY if args["settings"]:
+            case RecordKind.POLICY if args["settings"] and "refused" not in args["settings"]:
                 settings = {k: v for k, v in args["settings"].items() if isinstance(v, int | float)}
                 series.policies.append(
                     {"window": args["window"], "applies_at": args["applies_at"], "settings": settings}
@@ -195,7 +213,7 @@ def _plots(series: Series) -> list[str]:
             for row, points in zip(values, layers.values(), strict=True):
                 for window, value in points:
                     row[at[int(window)]] = value
-            names = ["whole model" if name == "(model)" else name for name in layers]
+            names = [{"(model)": "whole model"}.get(name, name.strip("()")) for name in layers]
             found.append(
                 _figure(
                     f"heat-{program}",

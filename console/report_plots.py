@@ -59,7 +59,7 @@ def lines(
         figure, axes = _open(8.6, 2.7)
         for mark in marks[:: max(1, len(marks) // 40)]:
             axes.axvline(mark, color="#030303", linestyle=(0, (3, 3)), linewidth=0.9)
-        for (key, points), colour in zip(kept.items(), COLOURS, strict=False):
+        for (key, points), colour in zip(kept.items(), COLOURS * 3, strict=False):
             dots = "o" if len(points) <= 80 else None
             axes.plot(*zip(*points, strict=True), color=colour, label=key, marker=dots, markersize=2.5)
         if log:

@@ -200,6 +200,10 @@ def layer_figures(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
                 kept = {str(k): float(v) for k, v in named.items() if _is_number(v)}
                 if kept:
                     found.setdefault(str(layer), {}).update(kept)
+        elif (
+            key == "last" and "kl" in summary and _is_number(value)
+        ):  # attn-kl: the mean over layers, and the last layer's
+            found.setdefault("(last layer)", {})["kl"] = float(value)
         elif _is_number(value) and key not in _PLAIN_KEYS:
             found.setdefault("(model)", {})[key] = float(value)
     return found

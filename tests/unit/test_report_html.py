@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
@@ -16,6 +17,7 @@ from console.report_html import Series, fold, page
 from kfs.records import Record, RecordKind
 from syscalls.errors import RecurosError
 
+ROOT = Path(__file__).resolve().parents[2]
 REPORT: dict[str, Any] = {
     "schema": "recuros.run.report/v1",
     "run": "/runs/<first>",
@@ -173,3 +175,15 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
         report_html.page(REPORT, fold(history()))
     assert caught.value.exit_status == 2
     assert "recuros[report]" in caught.value.hint
+
+
+def test_report_and_page_know_every_term_of_the_objective() -> None:
+    from servers.learner.losses import TERMS
+
+    names = [
+        "loss",
+        *(term.name for term in TERMS if term.name != "cka"),
+    ]  # the name of a diagnostic, with a plot of its own
+    assert list(report_html.TERMS) == names
+    page_ = (ROOT / "console" / "dash" / "static" / "js" / "pages" / "learning.js").read_text(encoding="utf-8")
+    assert re.findall(r'"([\w-]+)"', page_.partition("const TERMS = [")[2].partition("]")[0]) == names

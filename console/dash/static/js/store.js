@@ -21,6 +21,7 @@ export class Store {
     this.collections = [];
     this.snapshots = [];
     this.nexus = [];
+    this.guards = [];
     this.programs = [];
     this.gauges = { up: null };
     this.history = [];
@@ -166,7 +167,10 @@ const FOLDS = {
   policy(store, r, a) {
     store.policies.push({ seq: r.seq, t: r.t, window: a.window, at: a.applies_at, settings: a.settings || {}, pack: a.pack, actor: r.actor });
   },
-  "kd.set": change, "gate.set": change, prune: change, swap: change, calibrate: change, interrupt: change,
+  "kd.set": change, "gate.set": change, prune: change, swap: change, calibrate: change, interrupt: change, restore: change,
+  device(store, r, a) {
+    store.guards.push({ seq: r.seq, t: r.t, ...a });
+  },
   snapshot(store, r, a) {
     store.snapshots.push({ seq: r.seq, t: r.t, name: a.name, window: a.window, id: r.result });
     change(store, r, a);
@@ -212,5 +216,5 @@ function gone(store, r, a, why) {
   if (probe) probe.gone = { seq: r.seq, step: a.step, why };
 }
 
-const TONES = { "window.commit": "good", "window.miss": "bad", "window.rollback": "bad", fault: "bad", "probe.evict": "bad", "sched.refuse": "warn", exit: "warn", restart: "warn", interrupt: "warn", policy: "accent", swap: "accent", generation: "accent", evaluate: "accent", "kd.set": "accent", "nexus.gate": "accent" };
+const TONES = { "window.commit": "good", "window.miss": "bad", "window.rollback": "bad", fault: "bad", "probe.evict": "bad", "sched.refuse": "warn", exit: "warn", restart: "warn", interrupt: "warn", policy: "accent", swap: "accent", generation: "accent", evaluate: "accent", "kd.set": "accent", restore: "warn", device: "warn", "nexus.gate": "accent" };
 export const toneOf = (record) => (record.kind === "exit" && record.args.status === 0 ? "idle" : TONES[record.kind] || "idle");

@@ -101,6 +101,7 @@ const label = (key) => {
 };
 const title = (program, layer) => {
   if (layer === "(model)") return "whole model";
+  if (layer === "(last layer)") return "last layer";
   const pair = program === "cka" || program.endsWith("cca") ? layer.match(/^(\d+):(\d+)$/) : null;
   return pair ? `layers ${pair[1]} : ${pair[2]}` : layer.replace(/^student\//, "");
 };

@@ -3,7 +3,8 @@
 import { card, count, h, head, number, percent, put, recordLink, segments, table } from "../dom.js";
 import { LineChart } from "../chart.js";
 
-const TERMS = [["loss", "--c1"], ["task", "--c2"], ["kd", "--c3"], ["hint", "--c4"]];
+const TERMS = ["loss", "task", "kd", "hint", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "embedding", "attention_mse", "minilm_at", "minilm_vr", "semantic"]; // those of servers/learner/losses; the learner reports the ones that are on
+const COLOURS = ["--c1", "--c2", "--c3", "--c4", "--c5", "--c6"];
 const SMOOTH = 0.85;
 
 export default {
@@ -20,6 +21,7 @@ export default {
     const rate = new LineChart({ label: "Learning rate", height: 170 });
     const cka = new LineChart({ label: "CKA of student and teacher", height: 170 });
     const speed = new LineChart({ label: "Step time", height: 170, format: (y) => `${number(y, 3)} ms`, min: 0 });
+    const sparsity = new LineChart({ label: "Sparsity", height: 170, min: 0, format: (y) => percent(y, 0) });
     const generations = h("div", {});
     root.append(
       head("Learning", "Means over the steps of each committed window. Dashed lines are role swaps: the student became the teacher, and a new generation began."),
@@ -34,7 +36,7 @@ export default {
         card("Accuracy", { wide: "w6", note: "held-out data; the test split shows when no runtime is up" }, accuracy.element),
         card("Retention", { wide: "w6", note: "student over the first teacher" }, retention.element),
         card("Gradient norm", { wide: "w6" }, grad.element), card("CKA of student and teacher", { wide: "w6" }, cka.element),
-        card("Learning rate", { wide: "w6" }, rate.element), card("Time of a step", { wide: "w6" }, speed.element),
+        card("Learning rate", { wide: "w4" }, rate.element), card("Sparsity", { wide: "w4", note: "share of the student's weights" }, sparsity.element), card("Time of a step", { wide: "w4" }, speed.element),
         card("Generations", { flush: true, note: "the last twelve" }, generations)));
 
     const series = (name) => {
@@ -45,7 +47,7 @@ export default {
     function draw() {
       const marks = store.generations.map((g) => ({ x: g.window, text: `gen ${g.gen}` }));
       loss.log = log;
-      loss.draw(TERMS.map(([name, colour]) => ({ name, colour, points: series(name) })).filter((x) => x.points.length), marks);
+      loss.draw(TERMS.map((name) => ({ name, points: series(name) })).filter((x) => x.points.length).map((x, i) => ({ ...x, colour: COLOURS[i % 6], dash: i < 6 ? null : "4 3" })), marks);
       const splits = [...new Set(store.evaluations.map((e) => e.split))].filter((split) => split !== "test" || !store.gauges.up);
       accuracy.draw(splits.flatMap((split, i) => {
         const rows = store.evaluations.filter((e) => e.split === split);
@@ -59,11 +61,12 @@ export default {
       grad.draw([{ name: "gradient norm", colour: "--c5", points: series("grad_norm") }], marks);
       rate.draw([{ name: "learning rate", colour: "--c4", points: series("lr") }], marks);
       cka.draw([{ name: "CKA", colour: "--c2", points: series("cka") }], marks);
+      sparsity.draw([{ name: "sparsity", colour: "--c6", points: series("sparsity") }], marks);
       speed.draw([{ name: "step", colour: "--c3", points: series("step_ms") }], marks);
       const rows = generationRows(store);
       put(generations, table([{ name: "Generation", num: true, of: (g) => g.gen }, { name: "Began at window", num: true, of: (g) => g.from }, { name: "Windows", num: true, of: (g) => count(g.windows) }, { name: "First loss", num: true, of: (g) => number(g.first) }, { name: "Last loss", num: true, of: (g) => number(g.last) }, { name: "Student accuracy", num: true, of: (g) => percent(g.accuracy) }, { name: "Student parameters", num: true, of: (g) => count(g.params) }, { name: "Why", of: (g) => g.reason }, { name: "Record", of: (g) => (g.seq >= 0 ? recordLink(g.seq) : "–") }], rows.slice(-12).reverse(), { label: "Generations" }));
     }
-    return { draw, close: () => [loss, accuracy, retention, grad, rate, cka, speed].forEach((c) => c.close()) };
+    return { draw, close: () => [loss, accuracy, retention, grad, rate, cka, sparsity, speed].forEach((c) => c.close()) };
   },
 };
 

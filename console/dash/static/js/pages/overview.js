@@ -15,7 +15,7 @@ export function sentence(r) {
     case "window.grant": return ["window ", a.window, " granted", h("span", {}, `  ${a.steps} steps`)];
     case "window.miss": return ["window ", a.window, " missed", h("span", {}, `  ${a.reason}`)];
     case "window.rollback": return ["window ", a.window, " rolled back", h("span", {}, a.exact ? "  bit-exact" : "  NOT exact")];
-    case "policy": return Object.keys(a.settings || {}).length ? ["policy for window ", a.applies_at, h("span", {}, `  from window ${a.window}`)] : ["no change decided", h("span", {}, `  from window ${a.window}`)];
+    case "policy": return a.settings?.refused ? ["policy refused", h("span", {}, `  ${a.settings.refused}`)] : Object.keys(a.settings || {}).length ? ["policy for window ", a.applies_at, h("span", {}, `  from window ${a.window}`)] : ["no change decided", h("span", {}, `  from window ${a.window}`)];
     case "evaluate": return ["evaluated ", a.split, h("span", {}, `  student ${percent(a.scores.student?.accuracy)}`)];
     case "generation": return ["generation ", a.generation, h("span", {}, `  ${a.reason}`)];
     case "boot": return ["boot ", a.boot, h("span", {}, `  ${a.app}`)];
@@ -127,7 +127,7 @@ function drawFacts(root, app) {
   const { store } = app;
   const { status } = store.gauges;
   const boot = store.boot;
-  const rows = [["Directory", h("span", { class: "mono" }, app.run)], ["Boot", boot ? [boot.id, " ", recordLink(boot.seq)] : "–"], ["Boots", count(store.boots.length)], ["Up", status ? duration(status.uptime_ns) : "–"], ["Probes", status ? count(status.probes.length) : "–"], ["Policies", count(store.policies.filter((p) => Object.keys(p.settings).length).length)], ["Snapshot", short(store.commit?.snapshot)], ["Faults", store.faults.length ? h("span", { class: "tone-bad" }, count(store.faults.length)) : "none"]];
+  const rows = [["Directory", h("span", { class: "mono" }, app.run)], ["Boot", boot ? [boot.id, " ", recordLink(boot.seq)] : "–"], ["Boots", count(store.boots.length)], ["Up", status ? duration(status.uptime_ns) : "–"], ["Probes", status ? count(status.probes.length) : "–"], ["Policies", count(store.policies.filter((p) => Object.keys(p.settings).length && !p.settings.refused).length)], ["Snapshot", short(store.commit?.snapshot)], ["Faults", store.faults.length ? h("span", { class: "tone-bad" }, count(store.faults.length)) : "none"]];
   put(root, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
 }
 

@@ -26,10 +26,11 @@ export default {
     function draw() {
       const commits = store.commits;
       chart.draw([["temperature", "--c1"], ["mix", "--c2"], ["alpha", "--c3"]].map(([name, colour]) => ({ name, colour, points: commits.filter((w) => Number.isFinite(w.metrics?.[name])).map((w) => [w.id, w.metrics[name]]) })), store.changes.filter((c) => c.kind === "kd.set").map((c) => ({ x: c.window, text: "operator" })));
-      const decided = store.policies.filter((p) => Object.keys(p.settings).length);
-      note.textContent = `${count(decided.length)} of ${count(store.policies.length)} decisions changed something`;
+      const decided = store.policies.filter((p) => Object.keys(p.settings).length && !p.settings.refused);
+      const refused = store.policies.filter((p) => p.settings.refused);
+      note.textContent = `${count(decided.length)} of ${count(store.policies.length)} decisions changed something${refused.length ? `, ${count(refused.length)} were out of bounds` : ""}`;
       const byWindow = new Map(commits.map((w) => [w.id, w]));
-      const rows = [...(shown === "all" ? store.policies : moves(decided)).slice(-ROWS * 2).map((p) => ({ seq: p.seq, p })), ...store.changes.filter((c) => ["kd.set", "gate.set", "prune", "calibrate"].includes(c.kind)).map((c) => ({ seq: c.seq, c }))].sort((a, b) => b.seq - a.seq).slice(0, ROWS);
+      const rows = [...(shown === "all" ? store.policies : [...moves(decided), ...refused.slice(-ROWS)].sort((a, b) => a.seq - b.seq)).slice(-ROWS * 2).map((p) => ({ seq: p.seq, p })), ...store.changes.filter((c) => ["kd.set", "gate.set", "prune", "calibrate", "restore", "interrupt"].includes(c.kind)).map((c) => ({ seq: c.seq, c }))].sort((a, b) => b.seq - a.seq).slice(0, ROWS);
       const newest = `${shown} ${rows[0]?.seq ?? -1} ${commits.length}`;
       if (list.dataset.newest === newest) return;
       list.dataset.newest = newest;
@@ -43,7 +44,7 @@ export default {
 function moves(decided) {
   let before = "";
   return decided.filter((p) => {
-    const now = JSON.stringify(Object.entries(p.settings).filter(([k]) => k !== "evidence" && k !== "weights"));
+    const now = JSON.stringify(Object.entries(p.settings).filter(([k]) => !["evidence", "weights", "order"].includes(k)));
     const moved = now !== before;
     before = now;
     return moved;
@@ -60,7 +61,7 @@ function policy(p, byWindow) {
   return h("article", { "aria-label": `Policy of record ${p.seq}` },
     h("div", {}, h("h3", {}, `Evidence of window ${p.window}`), names.length ? names.map((k) => pair(k.replaceAll("_", " "), k === "accuracy" || k === "disagreement" ? percent(evidence[k]) : number(evidence[k]))) : before(byWindow.get(p.window))),
     arrow(),
-    h("div", {}, h("h3", {}, "Decision", pill(p.pack, "accent"), recordLink(p.seq)), settings.length ? settings.map(([k, v]) => pair(k.replaceAll("_", " "), k === "weights" ? "one for each sample" : brief(v, 40))) : h("p", { class: "quiet" }, p.pack === "timeout" || p.pack === "lost" ? "none came in time; that is recorded" : "change nothing")),
+    h("div", {}, h("h3", {}, "Decision", p.settings.refused ? pill("refused", "bad") : pill(p.pack, "accent"), recordLink(p.seq)), p.settings.refused ? h("p", { class: "tone-bad" }, p.settings.refused) : settings.length ? settings.map(([k, v]) => pair(k.replaceAll("_", " "), k === "weights" ? "one for each sample" : k === "order" ? "a curriculum" : brief(v, 40))) : h("p", { class: "quiet" }, p.pack === "timeout" || p.pack === "lost" ? "none came in time; that is recorded" : "change nothing"), evidence.why && h("p", { class: "quiet", style: { marginTop: "6px" } }, evidence.why)),
     arrow(),
     effect(p.at, p.window, byWindow));
 }
