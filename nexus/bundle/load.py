@@ -20,6 +20,7 @@ from nexus.bundle import decode, verify
 from nexus.bundle import format as form
 from nexus.model import quantized
 from nexus.model.adapter import Adapter
+from nexus.model.finite import first_not_finite
 from nexus.model.router import Route, Router
 from nexus.model.student import NexusConfig, NexusStudent
 from syscalls.errors import RecurosError
@@ -365,11 +366,10 @@ def fill(module: Any, state: dict[str, Tensor], name: str) -> None:
 
 
 def _finite(state: dict[str, Tensor], name: str) -> None:
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise RecurosError(
-                "E2-MODEL", f"{name} holds a number that is not finite, in {key}", hint="do not use this bundle"
-            )
+    if key := first_not_finite(state):
+        raise RecurosError(
+            "E2-MODEL", f"{name} holds a number that is not finite, in {key}", hint="do not use this bundle"
+        )
 
 
 def _check_router(router: Router, manifest: form.Manifest) -> None:

@@ -17,12 +17,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from nexus.bundle import format as form
 from nexus.bundle.texts import LICENCE_NOTE, readme
+from nexus.model.finite import first_not_finite
 from nexus.model.names import checked
 from nexus.model.router import Router
 from nexus.model.student import NexusStudent
@@ -216,13 +216,10 @@ def unshared(module: nn.Module) -> dict[str, Tensor]:
 
 def check_finite(state: Mapping[str, Tensor], what: str) -> None:
     """E2-MODEL for weights with NaN or infinity."""
-    for key, value in state.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise RecurosError(
-                "E2-MODEL",
-                f"{what} holds a number that is not finite, in {key}",
-                hint="go back to a checkpoint before it",
-            )
+    if key := first_not_finite(state):
+        raise RecurosError(
+            "E2-MODEL", f"{what} holds a number that is not finite, in {key}", hint="go back to a checkpoint before it"
+        )
 
 
 def versions() -> dict[str, str]:

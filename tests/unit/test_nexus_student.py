@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPTNeoXConfig, GPTNeoXForCausalLM
 
+from nexus.model.finite import first_not_finite
 from nexus.model.router import BUCKETS, Router, features
 from nexus.model.student import NexusStudent
 from nexus.model.tokenizer import byte_tokenizer
@@ -230,3 +231,14 @@ def test_a_router_that_cannot_be_fitted_is_refused(texts: list[str], wins: list[
     with pytest.raises(RecurosError) as caught:
         Router.fit(texts, wins, gated={"canary"})
     assert caught.value.code == code
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn])
+def test_what_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype) -> None:
+    good = torch.arange(-50.0, 50.0).to(dtype)
+    assert first_not_finite({"a": good, "empty": good[:0], "whole": torch.arange(3)}) == ""
+    for value in (float("nan"),) if dtype == torch.float8_e4m3fn else (float("nan"), float("inf"), float("-inf")):
+        for at in (0, 37, 99):
+            bad = good.clone()
+            bad[at] = torch.tensor(value).to(dtype)
+            assert first_not_finite({"a": good, "b": bad.view(10, 10)}) == "b"
