@@ -125,12 +125,12 @@ def checked_stops(stop: object) -> tuple[str, ...]:
 
 
 def until(pieces: Generator[str, None, None], stops: tuple[str, ...], outcome: Outcome) -> Generator[str, None, None]:
-    """The pieces up to the first stop text, which is left out. What may be the beginning of one is held back."""
+    """The pieces up to the stop text that is complete first, which is left out. What may be the beginning of one is held back."""
     held = ""
     with contextlib.closing(pieces):
         for piece in pieces:
             held += piece
-            found = min((at for stop in stops if (at := held.find(stop)) >= 0), default=-1)
+            _, found = min(((at + len(stop), at) for stop in stops if (at := held.find(stop)) >= 0), default=(0, -1))
             if found >= 0:
                 outcome.finish = "stop"
                 if found:

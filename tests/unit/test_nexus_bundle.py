@@ -298,7 +298,8 @@ def test_stop_texts_end_an_answer_and_are_left_out(made: Path) -> None:
 @given(st.lists(st.text("ab", max_size=4), max_size=8), st.lists(st.text("ab", min_size=1, max_size=3), max_size=3))
 def test_stopping_in_pieces_is_cutting_the_whole(pieces: list[str], stops: list[str]) -> None:
     whole = "".join(pieces)
-    end = min((at for stop in stops if (at := whole.find(stop)) >= 0), default=len(whole))
+    first = next((n for n in range(len(whole) + 1) if any(whole[:n].endswith(stop) for stop in stops)), None)
+    end = len(whole) if first is None else min(first - len(stop) for stop in stops if whole[:first].endswith(stop))
     said = list(decode.until((piece for piece in pieces), tuple(stops), decode.Outcome()))
     assert "".join(said) == whole[:end]
 
