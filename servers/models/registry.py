@@ -98,6 +98,14 @@ def check_pair(teacher: Model, student: Model, teacher_spec: dict[str, Any], stu
             if tokens
             else f"give the student {teacher.num_classes} classes (num_labels in its config); classes are compared one by one",
         )
+    names = [_label_ids(spec) for spec in (teacher_spec, student_spec)]
+    if names[0] and names[1] and names[0] != names[1]:
+        label = sorted(set(names[0].items()) ^ set(names[1].items()))[0][0]
+        raise RecurosError(
+            "E2-MODEL",
+            f"the label sets of teacher and student differ, first at {label!r:.60}",
+            hint="use models that were saved with the same label2id; classes are compared one by one",
+        )
     first, second = _vocabulary(teacher_spec), _vocabulary(student_spec)
     if first is not None and second is not None and first != second:
         differing = sorted(set(first.items()) ^ set(second.items()))[0][0]
@@ -106,6 +114,16 @@ def check_pair(teacher: Model, student: Model, teacher_spec: dict[str, Any], stu
             f"the tokenizers of teacher and student differ, first at token {differing!r:.60}",
             hint="distil between models that share a tokenizer",
         )
+
+
+def _label_ids(spec: dict[str, Any]) -> dict[str, int]:
+    """Label -> class of a model directory that was saved with names of its own; {} where there are none."""
+    config = Path(str(spec.get("path", ""))).expanduser() / "config.json"
+    if spec.get("kind") != "hf" or not config.is_file():
+        return {}
+    labels = json.loads(config.read_text(encoding="utf-8")).get("label2id") or {}
+    found = {str(name): int(i) for name, i in labels.items()}
+    return {} if all(name == f"LABEL_{i}" for name, i in found.items()) else found
 
 
 def _vocabulary(spec: dict[str, Any]) -> dict[str, int] | None:

@@ -278,6 +278,20 @@ def test_pairs_that_cannot_be_compared_are_refused() -> None:
     check_pair(lm, build(LM_SPEC, 1), {}, {})
 
 
+def test_differing_label_sets_are_refused_at_the_first_label_that_differs(tmp_path: Path) -> None:
+    sets = {"a": {"no": 0, "yes": 1}, "b": {"yes": 0, "no": 1}, "c": {"LABEL_0": 0, "LABEL_1": 1}}
+    for name, labels in sets.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"label2id": labels}))
+    lm = build(LM_SPEC, 0)
+    a, b, c = ({"kind": "hf", "path": str(tmp_path / name)} for name in "abc")
+    with pytest.raises(RecurosError, match="label sets of teacher and student differ, first at 'no'") as caught:
+        check_pair(lm, lm, a, b)
+    assert caught.value.code == "E2-MODEL"
+    check_pair(lm, lm, a, a)
+    check_pair(lm, lm, a, c)  # a student that was saved without names takes the teacher's
+
+
 def test_differing_tokenizers_are_refused_at_the_first_token_that_differs(tmp_path: Path) -> None:
     for name, vocab in (("a", {"x": 0, "y": 1}), ("b", {"x": 0, "z": 1})):
         (tmp_path / name).mkdir()

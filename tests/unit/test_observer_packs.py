@@ -71,6 +71,21 @@ def test_starter_moves_the_temperature_by_its_rules(
     assert bool(decision.reasons) == (expected != given_evidence.get("temperature", 2.0))
 
 
+@pytest.mark.parametrize(
+    ("student", "teacher", "expected"),
+    [(0.90, 0.95, None), (0.95, 0.94, None), (0.95, 0.92, 0.1), (None, 0.5, None)],
+)
+def test_a_teacher_that_is_worse_than_its_student_is_listened_to_less(
+    student: float | None, teacher: float, expected: float | None
+) -> None:
+    made = evidence()
+    made.held_out.add(0.1, 0.9, student, teacher)
+    decision = starter.decide(made, numbers_of(starter.PACK, {}))
+    assert decision.settings.get("mix") == expected
+    assert any("the teacher has" in reason for reason in decision.reasons) == (expected is not None)
+    assert "mix" not in starter.decide(made, numbers_of(starter.PACK, {"worse-mix": 1.0})).settings
+
+
 def seen(disagreement: list[float], entropy: list[float]) -> Samples:
     samples = Samples(len(entropy))
     samples.disagreement = np.asarray(disagreement, dtype=np.float64)

@@ -4,7 +4,8 @@ Responsible for: temperature, up by `temperature_step` when the student's held-o
 else down when the student's mean entropy exceeds the teacher's by `entropy_excess`; weights w_i ~ (1 + weight_gain * d_i / mean d) *
 gate_i * band_i, with d_i the sample's disagreement, band_i = `band_floor` for the lowest and highest teacher entropies and gate_i = 0
 beyond the in-distribution threshold (`ood`), bounded, mean 1; and `rules`. Refuses: to move the temperature again before its last
-move can be seen; to leave out more than `ood_most` of the samples as outliers: that many are the data.
+move can be seen; to follow a teacher that is worse than its student (mix `worse_mix` while it is); to leave out more than `ood_most` of
+the samples as outliers: that many are the data.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ NUMBERS: Final = {
     "weight_gain": Number(1.0, 0.0, 100.0, "how much disagreement adds to a weight"),
     "weight_min": Number(0.25, 0.0, 1.0, "lowest weight"),
     "weight_max": Number(4.0, 1.0, 100.0, "highest weight"),
+    "worse_margin": Number(0.02, 0.0, 1.0, "held-out accuracy by which the teacher must be behind to count as worse"),
+    "worse_mix": Number(
+        0.1, 0.01, 1.0, "share of distillation while the teacher is worse than the student; 1 ignores it"
+    ),
     **rules.PRUNE,
     **rules.SWAP,
     **rules.PLATEAU,
@@ -53,7 +58,10 @@ def decide(evidence: Evidence, numbers: Numbers) -> Decision:
     """Settings {"temperature", and what the rules ask for}, weights and order F32 [n_train]."""
     temperature, reasons = _temperature(evidence, numbers)
     settings, more = rules.merged(
-        rules.prune_ramp(evidence, numbers), rules.swap(evidence, numbers, "ema"), rules.plateau(evidence, numbers)
+        _worse_teacher(evidence, numbers),
+        rules.prune_ramp(evidence, numbers),
+        rules.swap(evidence, numbers, "ema"),
+        rules.plateau(evidence, numbers),
     )
     return Decision(
         {"temperature": temperature, **settings},
@@ -61,6 +69,20 @@ def decide(evidence: Evidence, numbers: Numbers) -> Decision:
         (*reasons, *more),
         rules.curriculum(evidence.samples, numbers),
     )
+
+
+def _worse_teacher(evidence: Evidence, numbers: Numbers) -> rules.Asked:
+    """A teacher that is behind its student has little left to teach: listen to the labels, until it is so no more."""
+    student, teacher = evidence.held_out.accuracy, evidence.held_out.teacher
+    if (
+        student is None
+        or teacher is None
+        or numbers["worse_mix"] >= 1.0
+        or teacher >= student - numbers["worse_margin"]
+    ):
+        return rules.NOTHING
+    mix = numbers["worse_mix"]
+    return {"mix": mix}, (f"mix {mix:g}: held out, the teacher has {teacher:.4f} and the student {student:.4f}",)
 
 
 def _temperature(evidence: Evidence, numbers: Numbers) -> tuple[float, tuple[str, ...]]:
