@@ -44,6 +44,7 @@ class State:
     stages: dict[int, dict[str, Any]] = field(default_factory=dict)
     caps: dict[str, CapState] = field(default_factory=dict)
     removed: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
     dropped: dict[str, str] = field(default_factory=dict)
     gates: list[dict[str, Any]] = field(default_factory=list)
     artifacts: dict[str, str] = field(default_factory=dict)
@@ -91,6 +92,7 @@ class State:
 
     def _teacher(self, args: Mapping[str, Any]) -> None:
         teacher, act = args["teacher"], args["act"]
+        self.known.add(teacher)
         if act == "removed":
             self.removed.add(teacher)
         elif act in ("restored", "registered"):

@@ -16,6 +16,7 @@ from nexus.context import Context, read_json
 from nexus.data.samples import Progress, silent
 from nexus.ledger import RunLedger
 from nexus.stages import architect, gate, profile, scope
+from syscalls.errors import RecurosError
 
 APP_FILE = "nexus.app"
 
@@ -28,8 +29,6 @@ def opened(root: Path, app: Path | None = None, progress: Progress = silent) -> 
         if app is None:
             app = Path((root / APP_FILE).read_text(encoding="utf-8").strip()) if (root / APP_FILE).is_file() else None
         if app is None:
-            from syscalls.errors import RecurosError
-
             raise RecurosError("E4-NOENT", f"{root} holds no Nexus run", hint="recuros nexus run FILE")
         loaded = apps.load(app)
         (root / APP_FILE).write_text(f"{app.absolute()}\n", encoding="utf-8")
@@ -45,6 +44,33 @@ def run(ctx: Context) -> dict[str, Any]:
     gate.gate(ctx)
     gate.package(ctx)
     return summary(ctx)
+
+
+def add(ctx: Context) -> dict[str, Any]:
+    """Take in the teachers that the app has and the ledger does not know; the others are not trained again.
+
+    What was there answers every item as before, or it is E9-INTEGRITY.
+    """
+    scope.scope(ctx)
+    fresh = [t.id for t in ctx.app.table.teacher if t.id not in ctx.state.known and t.mode != "black-box"]
+    if not fresh:
+        raise RecurosError(
+            "E2-USAGE",
+            "the app has no teacher that this run does not know",
+            hint="add it to the app, its CSV and its contracts first",
+        )
+    before = read_json(ctx.paths.verify_report)["scores"] if ctx.paths.verify_report.is_file() else {}
+    ctx.paths.contracts.write_bytes((ctx.app.folder / ctx.app.table.app.contracts).read_bytes())
+    for teacher in fresh:
+        ctx.teacher(teacher, "added", "by an operator")
+    run(ctx)
+    after = read_json(ctx.paths.verify_report)["scores"]
+    changed = {n: sum(a != b for a, b in zip(s, after[n], strict=True)) for n, s in before.items() if n in after}
+    if any(changed.values()):
+        raise RecurosError("E9-INTEGRITY", f"items of other capabilities changed: {changed}", hint="report this")
+    for teacher in fresh:
+        ctx.teacher(teacher, "unchanged", "items of the other capabilities that changed", changed=changed)
+    return {**summary(ctx), "added": fresh, "changed_items": changed}
 
 
 def summary(ctx: Context) -> dict[str, Any]:

@@ -11,6 +11,8 @@ nexus.add_command(nexus_run.teacher)
 for _command in nexus_run.STAGES:
     nexus.add_command(_command)
 nexus.add_command(nexus_run.gate)
+nexus.add_command(nexus_run.refine)
+nexus.add_command(nexus_run.add_teacher)
 nexus.add_command(nexus_run.drop)
 nexus.add_command(nexus_bundle.generate)
 nexus.add_command(nexus_bundle.serve)

@@ -298,3 +298,55 @@ def drop(ctx: Context, capability: str, reason: str) -> int:
             )
         stage.drop(run, table, reason)
         return show(ctx, run)
+
+
+@verb(
+    "add-teacher",
+    "Take in what APP has and this run does not know: its adapter alone is trained, and the others answer as before.",
+    examples=(
+        "recuros --run runs/pilot nexus add-teacher my/app.toml",
+        "recuros --run runs/pilot nexus add-teacher",
+        "recuros --run runs/pilot nexus add-teacher --json",
+    ),
+    right=RIGHT,
+    exits=EXITS,
+)
+@click.argument("app", required=False, type=click.Path(path_type=Path))
+def add_teacher(ctx: Context, app: Path | None) -> int:
+    """The app says who; the gate says whether."""
+    from nexus import run as runs
+
+    with opened(ctx, app) as run:
+        done = runs.add(run)
+        changed = ", ".join(f"{n} {c}" for n, c in done["changed_items"].items()) or "none before"
+        ctx.message(f"added {', '.join(done['added'])}; changed items: {changed}")
+        return show(ctx, run)
+
+
+@verb(
+    "refine",
+    "Stage 7: a black-box teacher (a command, or http on this host) mends what the student gets wrong.",
+    examples=(
+        "recuros --run runs/pilot nexus refine",
+        "recuros --run runs/pilot nexus refine my/app.toml",
+        "recuros --run runs/pilot nexus refine --json",
+    ),
+    right=RIGHT,
+    exits=EXITS,
+)
+@click.argument("app", required=False, type=click.Path(path_type=Path))
+def refine(ctx: Context, app: Path | None) -> int:
+    """1 when there was no gain, or something else changed."""
+    from nexus.stages import refine as stage
+
+    with opened(ctx, app) as run:
+        report = stage.refine(run)
+    columns = {
+        k: k.upper().replace("_", " ")
+        for k in ("verdict", "before", "after", "gain_lower", "changed_elsewhere", "asked")
+    }
+    ctx.emit({"schema": "recuros.nexus.refine/v1", **report}, Table([report], columns, key="verdict", empty="nothing"))
+    return 0 if report["verdict"] == "pass" else 1
+
+
+teacher.add_command(add_teacher, "add")

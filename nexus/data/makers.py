@@ -1,6 +1,6 @@
 """Teachers that the pilot makes itself: small byte-level Llama-like models, trained on a capability's own data.
 
-Responsible for: weights in a directory of safetensors that stands for a user's original, the same for the same seed and threads.
+Responsible for: weights in a directory of safetensors that stands for a user's original, the same for the same seed.
 Refuses: to overwrite an original; distillation (that is the runtime's).
 """
 
@@ -40,10 +40,15 @@ def make_teacher(
     """Train on `samples` and save under `path`; an original that is there stays. Seeded; the caller's generators are kept."""
     if (path / "config.json").is_file():
         return
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        module = _fresh(recipe, context)
-        _train(module, recipe, samples, progress, path.name)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the same bits whatever the number of cores, and no slower at these sizes
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            module = _fresh(recipe, context)
+            _train(module, recipe, samples, progress, path.name)
+    finally:
+        torch.set_num_threads(threads)
     part = path.with_name(path.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     with quiet():

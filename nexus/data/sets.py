@@ -152,6 +152,25 @@ def _choice(options: dict[str, Any], sizes: dict[str, int], seed: int, context: 
     return _cut(by_content, sizes, context)
 
 
+# Images of digits, through a tower
+
+
+def _digit_images(options: dict[str, Any], sizes: dict[str, int], seed: int, context: int) -> dict[str, Samples]:
+    """scikit-learn's digits as prompts of the pixel tower; the answer is the digit."""
+    from nexus.data.towers import PixelTower
+    from servers.dataset import digits
+
+    table = digits.load({})
+    tower = PixelTower()
+    found = {}
+    for split in SPLITS:
+        columns = table.columns(split)
+        prompts = tower.encode(columns["x"])
+        rows = [(prompt, str(int(label)).encode()) for prompt, label in zip(prompts, columns["labels"], strict=True)]
+        found[split] = pack(list(dict.fromkeys(rows))[: sizes[split]], context)
+    return found
+
+
 # One's own
 
 
@@ -202,5 +221,6 @@ KINDS: Final[dict[str, tuple[Maker, set[str]]]] = {
     "digit-sort": (_digit_sort, {"digits"}),
     "secrets": (_secrets, {"count", "letters"}),
     "choice": (_choice, {"part"}),
+    "digit-images": (_digit_images, set()),
     "jsonl": (_jsonl, {"path", "metric"}),
 }

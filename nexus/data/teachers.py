@@ -225,6 +225,11 @@ class ClassifierTeacher(LetterTeacher):
 
 def load(table: TeacherTable, path: Path) -> Teacher:
     """A teacher from a directory; E2-MODEL with the reason when it cannot teach."""
+    if table.mode == "vision":
+        from nexus.data.towers import VisionTeacher
+        from servers.models.registry import from_checkout
+
+        return VisionTeacher(from_checkout(path).module)
     config = read_config(path)
     check_weights(path)
     names = [str(name) for name in config.get("architectures") or []]

@@ -13,19 +13,22 @@ import json
 import socket
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
-
-from nexus.bundle.load import NexusModel, read_adapter
-from nexus.data.samples import Samples, score
 from syscalls.errors import RecurosError
+
+if TYPE_CHECKING:
+    import torch
+
+    from nexus.bundle.load import NexusModel
+    from nexus.data.samples import Samples
 
 
 def read_items(path: Path, capability: str) -> Samples:
     """Test items that the gate recorded."""
     from safetensors.numpy import load_file
+
+    from nexus.data.samples import Samples
 
     flat = load_file(str(path))
     scored = flat[f"{capability}/scored"].astype(bool)
@@ -34,6 +37,8 @@ def read_items(path: Path, capability: str) -> Samples:
 
 def scores_of(model: NexusModel, name: str | None, items: Samples, metric: str) -> list[float]:
     """Per-item scores with a capability's adapter acting (None: the bare backbone)."""
+    from nexus.data.samples import score
+
     student = model.student
 
     def logits(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -46,6 +51,8 @@ def scores_of(model: NexusModel, name: str | None, items: Samples, metric: str) 
 
 def acting(model: NexusModel, name: str) -> str | None:
     """The adapter that a capability acts by, loaded if it is not."""
+    from nexus.bundle.load import read_adapter
+
     capability = model.manifest.capabilities[name]
     if not capability.adapter:
         return None
@@ -56,7 +63,8 @@ def acting(model: NexusModel, name: str) -> str | None:
 
 def check(spec: dict[str, Any]) -> dict[str, Any]:
     """The scores, and what was denied."""
-    torch.manual_seed(0)
+    from nexus.bundle.load import NexusModel
+
     model = NexusModel.load(spec["bundle"], full=True)
     model.student.eval()
     items = Path(spec["items"])
@@ -70,7 +78,7 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
             for other in public:
                 by = None if other is None else acting(model, other)
                 leaked = scores_of(model, by, samples, "exact-match")
-                found["leak"][f"{name} by {other or 'backbone'}"] = float(np.mean(leaked))
+                found["leak"][f"{name} by {other or 'backbone'}"] = sum(leaked) / len(leaked)
             found["denied"][name] = _denied(model, name, samples)
     return found
 
@@ -89,7 +97,7 @@ def poison(path: str) -> None:
     """What a bundle that cheats would do: read a teacher by a library that no audit hook of Python sees, and call home."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="np") as file:
         list(file.keys())
     with socket.socket() as home:
         home.settimeout(1.0)

@@ -106,6 +106,59 @@ class CachedTeacher(_NexusModel):
         return Output(logp, (), scored_next(batch), column(batch, "attention_mask").bool())
 
 
+class AnchoredTeacher(CachedTeacher):
+    """Cached outputs, and a live teacher's hidden states in the coordinates of its profile, for the activation anchor.
+
+    `hidden[l + 1]` is what layer l gives, minus its mean, along the rows of its basis, scaled to mean square one; layers without
+    a basis are zero. The engine's hint term compares a linear map of the student's layer with it, which makes it the anchor. The
+    teacher lies outside `module`: no snapshot holds it. With `random` the directions are drawn instead: the control.
+    """
+
+    def __init__(self, options: dict[str, Any]) -> None:
+        import numpy as np
+
+        from nexus.app import TeacherTable
+        from nexus.data import teachers
+
+        super().__init__({})
+        table = TeacherTable.model_validate(options["teacher"])
+        loaded = teachers.load(table, Path(str(options["path"])))
+        if not isinstance(loaded, teachers.ByteTeacher):
+            raise RecurosError(
+                "E2-MODEL", f"teacher {table.id!r} has other positions than the student", hint='anchor = "none"'
+            )
+        self._teacher = loaded.module
+        self._parts: dict[int, tuple[Tensor, Tensor]] = {}
+        draw = torch.Generator().manual_seed(int(options.get("seed", 42)))
+        for layer, file in dict(options["bases"]).items():
+            with np.load(file) as found:
+                basis, mean = (torch.from_numpy(found[key].astype(np.float32)) for key in ("basis", "mean"))
+            if options.get("random"):
+                basis = torch.linalg.qr(torch.randn(basis.shape[1], basis.shape[0], generator=draw)).Q.T.contiguous()
+            self._parts[int(layer)] = (mean, basis)
+        self.hidden_width = max(basis.shape[0] for _, basis in self._parts.values())
+        self.num_layers = int(self._teacher.config.num_hidden_layers)
+        self.architecture = {"kind": "app", "name": "nexus-anchored", "options": dict(options)}
+
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
+        """As the cached teacher's, with hidden states."""
+        plain = super().forward(batch, need_attention=need_attention, need_values=need_values)
+        if not need_hidden:
+            return plain
+        ids, mask = column(batch, "input_ids"), column(batch, "attention_mask")
+        states = self._teacher(
+            input_ids=ids, attention_mask=mask, output_hidden_states=True, use_cache=False
+        ).hidden_states
+        hidden = [torch.zeros(*ids.shape, self.hidden_width) for _ in range(self.num_layers + 1)]
+        for layer, (mean, basis) in self._parts.items():
+            at = (states[layer + 1] - mean) @ basis.T
+            scale = at[mask.bool()].square().mean().sqrt().clamp_min(1e-6)
+            hidden[layer + 1][..., : basis.shape[0]] = at / scale
+        return Output(plain.logits, tuple(hidden), plain.valid_mask, plain.hidden_mask)
+
+
 def _no_attention(asked: bool) -> None:
     if asked:
         raise RecurosError(
@@ -144,3 +197,4 @@ def register() -> None:
     """Let this process build them."""
     APP_MODELS["nexus-student"] = StudentPart
     APP_MODELS["nexus-cache"] = CachedTeacher
+    APP_MODELS["nexus-anchored"] = AnchoredTeacher

@@ -275,9 +275,47 @@ def spec_of(ctx: Context, job: Job, student: Path) -> dict[str, Any]:
         if job.layers is not None:
             options["layers"] = job.layers
     return {
-        "teacher": {"kind": "app", "name": "nexus-cache", "options": {}},
+        "teacher": anchored(ctx, job) or {"kind": "app", "name": "nexus-cache", "options": {}},
         "student": {"kind": "app", "name": "nexus-student", "options": options},
     }
+
+
+def anchored(ctx: Context, job: Job) -> dict[str, Any] | None:
+    """The live teacher of an adapter's job with its profile's directions, where the app asks for the anchor."""
+    kind = ctx.app.table.training.anchor
+    if kind == "none" or not job.adapter or job.adapter not in {c.name for c in ctx.live()}:
+        return None
+    capability = ctx.app.capability(job.adapter)
+    table = ctx.app.teacher(capability.teacher)
+    if table.mode != "causal" or table.tokenizer != "bytes":
+        return None
+    folder = ctx.paths.profiles / table.id / job.adapter
+    bases = {
+        str(read_json(f)["layer"]): str(f).replace("_meta.json", "_basis.npz")
+        for f in sorted(folder.glob("*_meta.json"))
+    }
+    spec = table.model_dump(by_alias=True, exclude_none=True, exclude={"make", "command", "url", "package"})
+    options = {
+        "teacher": spec,
+        "path": str(restore(ctx, table)),
+        "bases": bases,
+        "random": kind == "random",
+        "seed": ctx.app.seed,
+    }
+    return {"kind": "app", "name": "nexus-anchored", "options": options}
+
+
+def kd_of(ctx: Context, job: Job) -> dict[str, Any]:
+    """The loss of a job: outputs alone, or with the anchor on the profile's layers."""
+    training = ctx.app.table.training
+    kd: dict[str, Any] = {"temperature": 1.0, "alpha": 0.0, "mix": training.mix}
+    teacher = anchored(ctx, job)
+    if teacher is not None:
+        module_layers = int(read_json(Path(teacher["options"]["path"]) / "config.json")["num_hidden_layers"])
+        depth = ctx.app.table.student.layers
+        pairs = [[max(1, round((int(n) + 1) * depth / module_layers)), int(n) + 1] for n in teacher["options"]["bases"]]
+        kd |= {"alpha": training.anchor_alpha, "layer_map": pairs}
+    return kd
 
 
 def manifest_of(ctx: Context, job: Job, student: Path) -> str:
@@ -306,9 +344,7 @@ def manifest_of(ctx: Context, job: Job, student: Path) -> str:
         "betas = [0.9, 0.98]",
         "weight-decay = 0.01",
         "[kd]",
-        "temperature = 1.0",
-        "alpha = 0.0",
-        f"mix = {training.mix}",
+        *(f"{key.replace('_', '-')} = {json.dumps(value)}" for key, value in kd_of(ctx, job).items()),
         "[policy]",
         'pack = "static"',
         "[data]",
@@ -318,15 +354,25 @@ def manifest_of(ctx: Context, job: Job, student: Path) -> str:
         f"batch = {job.batch}",
         "[model.teacher]",
         'kind = "app"',
-        'name = "nexus-cache"',
+        f'name = "{spec["teacher"]["name"]}"',
+        *_options("model.teacher", spec["teacher"]["options"]),
         "[model.student]",
         'kind = "app"',
         'name = "nexus-student"',
-        "[model.student.options]",
-        *(f"{key} = {json.dumps(value)}" for key, value in spec["student"]["options"].items()),
+        *_options("model.student", spec["student"]["options"]),
         *(f'[server.{name}]\nentry = "nexus.servers.{name}"' for name in ("learner", "dataset", "observer")),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _options(table: str, options: dict[str, Any], key: str = "options") -> list[str]:
+    """A table of TOML, with the tables in it."""
+    flat = {k: v for k, v in options.items() if not isinstance(v, dict)}
+    lines = [f"[{table}.{key}]", *(f"{k} = {json.dumps(v)}" for k, v in flat.items())]
+    for name, value in options.items():
+        if isinstance(value, dict):
+            lines += _options(f"{table}.{key}", value, name)
+    return lines
 
 
 def windows_of(ctx: Context, job: Job) -> int:
@@ -400,6 +446,11 @@ def read_snapshot(run: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
             "store": store.format.store_id,
             "loss": float(commits[-1].args["metrics"].get("loss", math.nan)),
         }
+        if "hint" in commits[0].args["metrics"]:
+            ends = (commits[0], commits[-1])
+            figures |= dict(
+                zip(("anchor_first", "anchor_last"), (float(c.args["metrics"]["hint"]) for c in ends), strict=True)
+            )
     return found, figures
 
 
@@ -410,7 +461,7 @@ def _in_process(ctx: Context, job: Job, student: Path) -> tuple[dict[str, torch.
     models.register()
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
-    kd = {"temperature": 1.0, "alpha": 0.0, "mix": ctx.app.table.training.mix}
+    kd = kd_of(ctx, job)
     optimizer = {"betas": [0.9, 0.98], "weight_decay": 0.01}
     try:
         with torch.random.fork_rng(devices=[]):
@@ -421,15 +472,23 @@ def _in_process(ctx: Context, job: Job, student: Path) -> tuple[dict[str, torch.
             total = windows_of(ctx, job) * window
             phase = {"name": "distil", "index": 0, "train": "student", "steps_total": total, "lr": job.lr}
             engine.begin({**phase, "warmup_steps": min(20, job.steps // 4)})
-            loss = math.nan
+            loss, anchor = math.nan, []
             for step in range(total):
                 batch, _ = stream.make("distil", step, None)
-                loss = engine.micro_step({name: torch.from_numpy(values) for name, values in batch.items()}).loss
+                done = engine.micro_step({name: torch.from_numpy(values) for name, values in batch.items()})
+                loss = done.loss
+                anchor += [done.terms["hint"]] if "hint" in done.terms else []
                 if step % SAY_STEPS == SAY_STEPS - 1 or step + 1 == total:
                     ctx.progress(f"distil {job.name}", step + 1, total)
             module = engine.roles["student"].model.module
             found = {name: p.detach().clone() for name, p in module.named_parameters()}
-            figures = {"path": "in-process", "steps": total, "loss": loss, "digest": engine.digest()}
+            figures: dict[str, Any] = {"path": "in-process", "steps": total, "loss": loss, "digest": engine.digest()}
+            if anchor:
+                tenth = max(1, len(anchor) // 10)
+                figures |= {
+                    "anchor_first": float(np.mean(anchor[:tenth])),
+                    "anchor_last": float(np.mean(anchor[-tenth:])),
+                }
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)

@@ -1,0 +1,163 @@
+"""The pilot of Nexus, with the controls of the activation anchor: `make experiment NAME=nexus-pilot`.
+
+A whole run of nexus/apps/pilot.toml, and beside it the adapter of `sort` trained without an anchor (A), with the anchor on the
+profile's directions (B), and on random directions of the same number (control), over several seeds, each judged on validation items.
+What comes out is docs/experiments/nexus-pilot/{results.json,README.md}. A claim for B needs B above A *and* above the control.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+
+from nexus import run as runs
+from nexus.context import Context, read_json
+from nexus.stages import architect, distill, profile, scope
+
+ROOT: Final = Path(__file__).resolve().parents[2]
+OUT: Final = ROOT / "docs" / "experiments" / "nexus-pilot"
+WORK: Final = ROOT / "build" / "experiments" / "nexus-pilot"
+APP: Final = ROOT / "nexus" / "apps" / "pilot.toml"
+ARMS: Final = {
+    "A: outputs only": "none",
+    "B: anchor on the profile": "pca",
+    "control: anchor on random directions": "random",
+}
+CAPABILITY: Final = "sort"
+SHORT: Final = 0.5
+"""Share of the adapter's steps that an arm gets: at full length every arm is at the ceiling."""
+
+
+def arms(ctx: Context, seeds: int) -> list[dict[str, Any]]:
+    """Every arm and seed: the adapter's ratio on validation items, and the anchor's error at both ends."""
+    capability = ctx.app.capability(CAPABILITY)
+    data = distill.synthesize(ctx, capability)
+    contract = ctx.app.contracts[CAPABILITY]
+    teacher = distill.teacher_scores(ctx, CAPABILITY, "validation").mean()
+    rank = profile.planned_rank(ctx, CAPABILITY)["rank"]
+    steps = max(1, int((capability.steps or ctx.app.table.training.adapter_steps) * SHORT))
+    training, seed = ctx.app.table.training, ctx.app.table.app.seed
+    rows = []
+    try:
+        for number in range(seeds):
+            for arm, anchor in ARMS.items():
+                ctx.app.table.training = training.model_copy(update={"anchor": anchor, "engine": "in-process"})
+                ctx.app.table.app.seed = seed + number
+                job = distill.Job(
+                    f"arm-{anchor}", CAPABILITY, rank, None, data, steps, training.adapter_batch, training.adapter_lr
+                )
+                tensors, figures = distill.train(ctx, job, ctx.paths.student)
+                student = distill.load_student(ctx.paths.student)
+                student.add_adapter(CAPABILITY, rank, seed=seed + number).load_state_dict(tensors)
+                samples = ctx.data(CAPABILITY)["validation"]
+                with torch.no_grad():
+                    scores = distill.student_scores(student, CAPABILITY, samples, contract.metric)
+                found = {k: figures[k] for k in ("anchor_first", "anchor_last") if k in figures}
+                rows.append({"arm": arm, "seed": seed + number, "ratio": float(scores.mean() / teacher), **found})
+                print(rows[-1], flush=True)
+    finally:
+        ctx.app.table.training, ctx.app.table.app.seed = training, seed
+    return rows
+
+
+def page(results: dict[str, Any]) -> str:
+    """The report, from the results alone."""
+    lines = ["# The Nexus pilot", "", "Made by `make experiment NAME=nexus-pilot` from `results.json`.", ""]
+    lines += [
+        "| capability | status | rank | retained | lower bound | contract | loops | why |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results["run"]["capabilities"]:
+        ratio, low = (("" if row[k] is None else f"{row[k]:.4f}") for k in ("ratio", "lower"))
+        cells = (
+            row["capability"],
+            row["status"],
+            row["rank"],
+            ratio,
+            low,
+            row["retain"],
+            row["loops"] or "none",
+            row["reason"],
+        )
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    proof = results["proof"]
+    lines += [
+        "",
+        f"Gate: {results['run']['verdict']}, by {proof['isolation']}. "
+        f"Files opened in the trace: {proof['trace']['closed']} with the gate closed, "
+        f"of them gated: {proof['trace']['gated_opens_closed']}. Poison control caught: {proof['poison']['caught']}. "
+        f"Leak: {max(proof['leak'].values(), default=0.0):.4f} at most. Whole run: {results['seconds']:.0f} s.",
+        "",
+        f"## The anchor on `{CAPABILITY}`, {results['seeds']} seeds",
+        "",
+        "| arm | ratio on validation, by seed | mean | anchor's error, first and last tenth |",
+        "|---|---|---|---|",
+    ]
+    for arm in ARMS:
+        rows = [r for r in results["arms"] if r["arm"] == arm]
+        errors = [f"{r['anchor_first']:.3f} to {r['anchor_last']:.3f}" for r in rows if "anchor_first" in r]
+        ratios = [r["ratio"] for r in rows]
+        lines.append(
+            f"| {arm} | {', '.join(f'{v:.4f}' for v in ratios)} | {np.mean(ratios):.4f} | {'; '.join(errors) or 'none'} |"
+        )
+    lines += ["", f"Verdict on the anchor: {claim(results['arms'])}.", ""]
+    return "\n".join(lines)
+
+
+def claim(rows: list[dict[str, Any]]) -> str:
+    """B helps only where it beats A and the control in every seed."""
+    by = {arm: {r["seed"]: r["ratio"] for r in rows if r["arm"] == arm} for arm in ARMS}
+    a, b, control = by.values()
+    if all(b[s] > a[s] and b[s] > control[s] for s in b):
+        return "the profile's directions help: above outputs only and above random directions in every seed"
+    if all(b[s] > a[s] for s in b):
+        return "an anchor helps, and random directions explain it: nothing is claimed for the profile"
+    return "no benefit is claimed"
+
+
+def main() -> None:
+    """Run, write, say where."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=3, help="seeds of each arm")
+    parser.add_argument("--app", type=Path, default=APP)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--work", type=Path, default=WORK)
+    options = parser.parse_args()
+    shutil.rmtree(options.work, ignore_errors=True)
+    started = time.monotonic()
+    with runs.opened(
+        options.work, options.app, lambda what, d, n: print(f"{what}: {n}", flush=True) if d == n else None
+    ) as ctx:
+        scope.scope(ctx)
+        scope.registry(ctx)
+        profile.profile(ctx)
+        architect.architect(ctx)
+        before = time.monotonic()
+        measured = arms(ctx, options.count)
+        apart = time.monotonic() - before
+        summary = runs.run(ctx)
+        report = read_json(ctx.paths.verify_report)
+    summary = {k: v for k, v in summary.items() if k not in ("run", "bundle")}
+    proof = {k: report[k] for k in ("isolation", "trace", "poison", "leak", "verdict")}
+    results = {
+        "run": summary,
+        "proof": proof,
+        "arms": measured,
+        "seeds": options.count,
+        "seconds": time.monotonic() - started - apart,
+    }
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "results.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (options.out / "README.md").write_text(page(results), encoding="utf-8")
+    print(options.out / "README.md")
+
+
+if __name__ == "__main__":
+    main()
