@@ -183,6 +183,12 @@ class Runtime:
         answer: dict[str, Any] = self.client.status()["status"]
         return answer
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows; after the end, the last status."""
+        from syscalls import html
+
+        return html.status(self.status())
+
     def event(self, timeout_s: float) -> dict[str, Any] | None:
         """The supervisor's next event, or None after `timeout_s`.
 

@@ -14,7 +14,7 @@ from typing import Final
 import click
 
 from console.context import Context
-from console.verb import Lazy, add_globals
+from console.verb import Lazy, ReaderGoneError, add_globals
 from syscalls.errors import RecurosError
 
 INTERRUPTED: Final = 130
@@ -91,7 +91,7 @@ def run(argv: Sequence[str], context: Context | None = None) -> int:
     except (KeyboardInterrupt, click.Abort):
         _complain("interrupted")
         return INTERRUPTED
-    except BrokenPipeError:
+    except (BrokenPipeError, ReaderGoneError):
         # The reader has what it wanted. What is still buffered must not raise a second time when the interpreter exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -36,6 +36,10 @@ GLOBALS_LINE: Final = (
 )
 
 
+class ReaderGoneError(Exception):
+    """Whoever read stdout has what it wanted. Not an OSError: click makes exit status 1 of those before anybody else sees them."""
+
+
 class Verb(click.Command):
     """A command whose help page is complete. `right`: what the caller must hold, "" for none."""
 
@@ -46,6 +50,13 @@ class Verb(click.Command):
         self.examples = tuple(examples)
         self.right = right
         self.exits = tuple(sorted({0, 2, *exits}))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it; a closed pipe is no failure."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise ReaderGoneError from error
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One line, synopsis, options, examples, right, exit codes."""

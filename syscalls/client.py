@@ -50,6 +50,12 @@ class Client(Stubs):
             return {"seq": -1, "step": answer["step"], "dry_run": True}
         return row.check_reply(answer["reply"])
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows of the runtime behind this session."""
+        from syscalls import html
+
+        return html.status(self.status()["status"])
+
     def map(self, handle: int) -> ReadPage:
         """Map a page that the kernel gave this session a handle for, read-only; its writer may go on writing."""
         from syscalls.pages import PageSocket  # most sessions map nothing

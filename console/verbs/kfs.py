@@ -230,8 +230,8 @@ def _trust(report: Report) -> list[str]:
 
 @verb(
     "ls",
-    "The objects of the store, or the leaves of one snapshot.",
-    examples=("recuros kfs ls --kind report", "recuros kfs ls b3:2f9a51c0", "recuros kfs ls -o name"),
+    "The objects of the store, or the leaves of one snapshot: an id, a name, w12, a record's number, or last.",
+    examples=("recuros kfs ls --kind report", "recuros kfs ls last", "recuros kfs ls -o name"),
     right=RIGHT,
     exits=(4, 9),
 )
@@ -239,6 +239,7 @@ def _trust(report: Report) -> list[str]:
 @click.option("--kind", metavar="KIND", help="Only objects of this kind.")
 def ls(ctx: Context, snapshot: str | None, kind: str | None) -> None:
     """Print one row an object."""
+    from kfs import refs
     from kfs.ids import KINDS
     from kfs.store import Store
 
@@ -249,7 +250,7 @@ def ls(ctx: Context, snapshot: str | None, kind: str | None) -> None:
         if snapshot is None:
             found = [("", name, entry) for name, entry in store.objects(kind)]
         else:
-            leaves = sorted(store.snapshot(store.resolve(snapshot)).items())
+            leaves = sorted(store.snapshot(refs.resolve(store, snapshot)).items())
             found = [(path, name, store.entry(name)[1]) for path, name in leaves]
         for path, name, entry in found:
             if kind is None or entry.kind == kind:

@@ -150,6 +150,15 @@ class Watch:
         probes_ns = sum(int(row["total_ns"]) for row in self._dispatcher.stats())
         return (self._spent_ns + probes_ns) / elapsed
 
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the probes, what they cost, and what the watch takes."""
+        from syscalls import html
+
+        state = "ended: " + self.error.message if self.error else "closed" if self._closed else "recording"
+        title = f"recuros.watch {self.name}: {state}, {self.steps} steps, {self.overhead:.2%} of the time"
+        keys = ("id", "program", "hook", "every", "fired", "cost_ns", "evicted")
+        return html.table(title, keys, [[row[k] for k in keys] for row in self.probes])
+
     def close(self) -> None:
         """Commit the last window, sign, and leave the model as it was. Raises what ended the recording, if something did."""
         if self._closed:

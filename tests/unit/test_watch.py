@@ -81,6 +81,7 @@ def test_a_plain_loop_is_recorded_and_its_bits_are_the_same(tmp_path: Path) -> N
         assert loop.run(25, watch=watch) == expected
         figures = watch.read(1)["summary"]["layers"]
         assert 0 < watch.overhead < 1
+        assert "builtin:rms" in watch._repr_html_()
     for (name, one), other in zip(alone.model.state_dict().items(), loop.model.state_dict().values(), strict=True):
         assert torch.equal(one, other), name
     assert set(figures) == {f"student/{i}" for i in range(4)}
