@@ -116,6 +116,7 @@ OPEN = {
     "recuros.kfs.at/v1": ("kd", "policy", "scores", "calibration", "metrics", "open", "schedule", "windows", "pins", "refused"),
     "recuros.sched.show/v1": ("sched",),
     "recuros.kfs.gc/v1": ("pins", "collect"),
+    "recuros.runtime.top/v1": ("status", "sched", "denied", "counts", "probes"),
     "recuros.kfs.log/v1": ("args",),
     "recuros.kfs.show/v1": ("args",),
     "recuros.snapshot.show/v1": ("metrics",),
