@@ -255,7 +255,7 @@ def _shrunk(widths: list[int], right: list[bool], chars_max: int) -> list[int]:
 
 
 def _cut(text: str, chars: int | None) -> str:
-    return text if chars is None or len(text) <= chars else text[: max(0, chars - 1)] + "\N{HORIZONTAL ELLIPSIS}"
+    return text if chars is None or len(text) <= chars else text[: max(0, chars - 1)] + "…"
 
 
 def no_such(what: str, name: str, known: Sequence[str]) -> RecurosError:
