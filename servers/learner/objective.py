@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -58,16 +59,17 @@ def not_finite(step: int, what: str, value: float, then: str = "no parameter was
     )
 
 
-def due_terms(kd: KdSettings, phase_step: int) -> list[tuple[Term, float]]:
-    """The terms of this step, each with its coefficient; one that comes every k-th step is k times as heavy then."""
+@lru_cache(maxsize=16)
+def _on(kd: KdSettings) -> tuple[tuple[Term, float, int], ...]:
+    """The terms that are on: coefficient when due, and cadence. One that comes every k-th step is k times as heavy then."""
     every = dict(kd.every)
-    due = []
-    for term in TERMS:
-        coefficient = term.coefficient(kd)
-        cadence = every.get(term.name, 1)
-        if coefficient != 0.0 and phase_step % cadence == 0:
-            due.append((term, coefficient * cadence))
-    return due
+    rows = ((term, term.coefficient(kd), every.get(term.name, 1)) for term in TERMS)
+    return tuple((term, coefficient * cadence, cadence) for term, coefficient, cadence in rows if coefficient != 0.0)
+
+
+def due_terms(kd: KdSettings, phase_step: int) -> list[tuple[Term, float]]:
+    """The terms of this step, each with its coefficient."""
+    return [(term, coefficient) for term, coefficient, cadence in _on(kd) if phase_step % cadence == 0]
 
 
 class Objective:
