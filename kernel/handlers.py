@@ -171,6 +171,8 @@ def _sched_show(t: Turn, c: Caller, a: dict[str, Any], cpu_ns: int) -> None:
         "fair": s.fair.to_list(),
         "slots": s.config.background_slots,
         "counts": s.counts,
+        "overruns": s.overruns,
+        "kernel": s.environment.get("kernel", {}),
         "witness": admit([s.reservation])[1],
     }
     answer(t, c, {"sched": sched})
