@@ -25,8 +25,6 @@ from nexus.judge import FAIL, INSUFFICIENT, PASS, judge
 from syscalls.errors import RecurosError
 
 ROOT: Final = Path(__file__).resolve().parents[2]
-LEAK_MAX: Final = 0.01
-"""Share of a gated capability's items that anything else may get right: chance of an exact match is far below it."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,18 @@ def prove(case: Case) -> dict[str, Any]:
     """The report: {"verdict", "capabilities", "isolation", "trace", "poison", "leak", ...}."""
     how = sandbox.means()
     manifest = form.read_manifest(case.bundle)
+    unknown = sorted(n for n in manifest.capabilities if n not in case.contracts or n not in case.teacher)
+    if unknown or not manifest.capabilities:
+        raise RecurosError(
+            "E9-INTEGRITY",
+            f"{case.bundle}: "
+            + (
+                f"capability {unknown[0]!r} has no contract or no recorded scores"
+                if unknown
+                else "it has no capability"
+            ),
+            hint="a bundle passes by what it was judged on; gate it in the run that made it",
+        )
     about = {
         name: {"metric": case.contracts[name].metric, "gated": capability.gated}
         for name, capability in manifest.capabilities.items()
@@ -70,7 +80,7 @@ def prove(case: Case) -> dict[str, Any]:
     case.work.mkdir(parents=True, exist_ok=True)
     poison = _poison(case)
     closed, closed_trace = _check(case, about, opened=False)
-    problems = list(poison["problems"])
+    problems = [*poison["problems"], *_hidden(case)]
     opened, opened_trace = closed, closed_trace
     if any(a["gated"] for a in about.values()):
         opened, opened_trace = _check(case, about, opened=True)
@@ -87,8 +97,9 @@ def prove(case: Case) -> dict[str, Any]:
         if code != "E5-DENIED":
             problems.append(f"capability {name!r} answered without the opt-in")
     for where, share in closed["leak"].items():
-        if share > LEAK_MAX:
-            problems.append(f"{where}: {share:.4f} of the items, chance is at most {LEAK_MAX}")
+        chance = case.contracts[where.partition(" by ")[0]].chance
+        if share > chance:
+            problems.append(f"{where}: {share:.4f} of the items, chance is {chance:g}")
     verdicts = {}
     for name in about:
         student = np.asarray(opened["scores"][name], dtype=np.float64)
@@ -153,6 +164,24 @@ def _poison(case: Case) -> dict[str, Any]:
     if not called:
         problems.append("the poison control was not caught: the trace missed an attempt at the network")
     return {"caught": not problems, "file": bool(seen), "network": called, "problems": problems}
+
+
+READ: Final = "import sys; open(sys.argv[1]).read(); sys.exit(3)"
+
+
+def _hidden(case: Case) -> list[str]:
+    """The other control: a file in a hidden directory. That it is tried must show, and reading it must fail."""
+    decoy = case.work / "hidden" / "teacher"
+    decoy.parent.mkdir(parents=True, exist_ok=True)
+    decoy.write_text("a teacher", encoding="utf-8")
+    command = [sys.executable, "-I", "-S", "-c", READ, str(decoy)]
+    traced = sandbox.run(command, [*case.forbidden, decoy.parent], case.work / "hidden.trace", ROOT)
+    problems = []
+    if traced.returncode == 3:
+        problems.append("the hiding control failed: a file in a hidden directory could be read")
+    if not traced.under([decoy.parent]):
+        problems.append("the hiding control was not caught: the trace missed a file that was tried")
+    return problems
 
 
 def _run(case: Case, what: str, spec: dict[str, Any], hide: Sequence[Path]) -> sandbox.Traced:

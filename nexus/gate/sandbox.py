@@ -32,6 +32,8 @@ TIMEOUT_S: Final = 1800
 _CALL: Final = re.compile(r"^(?:\d+ +)?(\w+)\((.*)$")
 _OPENS: Final = ("open", "openat", "openat2", "creat", "execve", "open_by_handle_at")
 _QUOTED: Final = re.compile(r'"((?:[^"\\]|\\.)*)"')
+_BASE: Final = re.compile(r"(?:AT_FDCWD|\d+)<([^>]*)>")
+_OUTSIDE: Final = re.compile(r"/proc/\d+/(?:root|cwd|fd|map_files)(?:/|\Z)")
 _FAMILY: Final = re.compile(r"AF_INET6?\b")
 
 
@@ -45,9 +47,11 @@ class Traced:
     stderr: str
 
     def under(self, folders: Sequence[Path]) -> list[str]:
-        """Paths that lie in one of some directories."""
+        """Paths that lie in one of some directories, or in another process's view of the file system, which could be anywhere."""
         roots = [os.path.realpath(f) for f in folders]
-        return sorted({p for p in self.opened if any(p == r or p.startswith(r + "/") for r in roots)})
+        return sorted(
+            {p for p in self.opened if _OUTSIDE.match(p) or any(p == r or p.startswith(r + "/") for r in roots)}
+        )
 
 
 def means() -> str:
@@ -96,7 +100,10 @@ def run(command: Sequence[str], hide: Sequence[Path], trace: Path, cwd: Path) ->
 
 
 def read_trace(trace: Path, cwd: Path) -> tuple[list[str], list[str]]:
-    """(paths opened or tried, attempts at the network) of an strace log. Links are resolved, so that no name hides a file."""
+    """(paths opened or tried, attempts at the network) of an strace log. Links are resolved, so that no name hides a file.
+
+    strace says for each call what its directory was (-y), so that neither chdir nor an open directory does.
+    """
     opened: set[str] = set()
     network: list[str] = []
     with trace.open(encoding="utf-8", errors="replace") as file:
@@ -106,9 +113,9 @@ def read_trace(trace: Path, cwd: Path) -> tuple[list[str], list[str]]:
                 continue
             call, rest = match.groups()
             if call in _OPENS:
-                quoted = _QUOTED.search(rest)
+                quoted, base = _QUOTED.search(rest), _BASE.match(rest)
                 if quoted is not None:
-                    opened.add(_real(quoted.group(1), cwd))
+                    opened.add(_real(quoted.group(1), cwd if base is None else Path(base.group(1))))
             elif call in ("connect", "socket") and _FAMILY.search(rest):
                 network.append(line.strip()[:200])
     return sorted(opened), network
@@ -116,7 +123,8 @@ def read_trace(trace: Path, cwd: Path) -> tuple[list[str], list[str]]:
 
 def _real(text: str, cwd: Path) -> str:
     raw = text.encode("ascii", "replace").decode("unicode_escape").encode("latin-1").decode("utf-8", "replace")
-    return os.path.realpath(os.path.join(cwd, raw))
+    path = os.path.normpath(os.path.join(cwd, raw))
+    return path if _OUTSIDE.match(path) else os.path.realpath(path)
 
 
 def _enter(hide: Sequence[str]) -> None:
@@ -147,7 +155,8 @@ def main() -> None:
     _enter(spec["hide"])
     strace = shutil.which("strace") or "strace"
     os.execv(
-        strace, [strace, "-f", "-qq", "-s", "4096", "-e", f"trace={TRACED}", "-o", spec["trace"], *spec["command"]]
+        strace,
+        [strace, "-f", "-qq", "-y", "-s", "4096", "-e", f"trace={TRACED}", "-o", spec["trace"], *spec["command"]],
     )
 
 
