@@ -26,7 +26,7 @@ A pack turns the Observer's evidence into a policy: `[policy] pack = "NAME"`. It
 case (`weight-max = 3.0`); others, and values outside their limits, are refused at boot. A policy rests on the evidence of one window,
 applies two windows later, and is a record with the digests of what it rests on. What it may set is bounded twice, by the Observer and
 by the kernel. A decision outside the bounds is recorded as a refusal (`refused` in the record's settings): nothing changes, and the
-run goes on. `recuros explain SEQ` tells a policy's evidence, rule, decision and effect; `recuros replay --decisions` makes it again.
+run goes on. `recuros explain policy/N` tells a policy's evidence, rule, decision and effect; `recuros replay --decisions` makes it again.
 """
 
 
