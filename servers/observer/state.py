@@ -33,7 +33,11 @@ from syscalls import limits
 from syscalls.errors import RecurosError
 
 VERSION: Final = 2
-LOSSES: Final = ("task", "kd", "hint", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "semantic")
+LOSSES: Final = (
+    *((name, name) for name in ("task", "kd", "hint")),
+    *((name, f"term.{name}") for name in limits.TERMS if name != "task"),
+)
+"""Name of a loss term and of its figure in what the learner reports."""
 LONG_AGO: Final = -(1 << 31)
 HELD_OUT_MOMENTUM: Final = 0.9
 
@@ -168,7 +172,7 @@ def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], ma
 
 def _terms(metrics: Mapping[str, Any]) -> Figures:
     """The values of the loss terms that were on, by `loss_NAME`; that of EWC is the distance from what is to be kept."""
-    named = {f"loss_{name}": metrics[name] for name in LOSSES if isinstance(metrics.get(name), int | float)}
+    named = {f"loss_{name}": metrics[key] for name, key in LOSSES if isinstance(metrics.get(key), int | float)}
     return {name: float(value) if math.isfinite(value) else None for name, value in named.items()}
 
 

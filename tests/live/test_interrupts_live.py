@@ -69,7 +69,7 @@ def test_what_the_policy_takes_happens_and_what_it_does_not_take_is_a_record(
     assert "bad.jsonl:2" in refused[0].args["reason"]
     last = [r for r in log if r.kind is RecordKind.WINDOW_COMMIT][-1]
     assert last.args["inputs"]["gate"]["extra"][0][3] == 1012
-    assert last.args["metrics"]["semantic"] > 0
+    assert last.args["metrics"]["term.semantic"] > 0
     assert last.args["metrics"]["mix"] == 0.75
 
 

@@ -247,6 +247,16 @@ def test_a_new_generation_forgets_what_belonged_to_the_old_teacher() -> None:
     assert state.trajectory.series["kl"].count == kl_windows + 1
 
 
+def test_the_terms_that_were_on_have_trajectories_of_their_own() -> None:
+    state = fresh()
+    metrics = {"kd": 0.5, "task": 1.5, "term.cka": 0.25, "cka": 0.9, "term.ewc": math.inf, "loss": 2.0}
+    figures = fold(state, 0, trace_at(0), metrics, {})
+    found = {name: value for name, value in figures.items() if name.startswith("loss_")}
+    assert found == {"loss_kd": 0.5, "loss_task": 1.5, "loss_cka": 0.25, "loss_ewc": None}
+    assert {"loss_kd", "loss_task", "loss_cka"} <= set(state.trajectory.series)
+    assert "loss_ewc" not in state.trajectory.series
+
+
 def test_the_operators_temperature_stands_until_the_pack_moves_it() -> None:
     state = fresh()
     fold(state, 0, trace_at(0), {"kd": 1.0, "temperature": 3.0}, {})
