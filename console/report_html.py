@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from console.context import plain
+from console.evidence import evidence_of, read_layers
 from kfs.records import Record, RecordKind
 from kfs.store import Store
 from syscalls.errors import RecurosError
@@ -42,7 +43,7 @@ TERMS: Final = (
 """Those of the learner's objective; a run reports the ones that are on."""
 LAYER_WINDOWS_MAX: Final = 600
 ROWS_MAX: Final = 30
-HEATS: Final = (("cka", "cka"), ("attn-kl", "kl"), ("gradnorm", "norm"), ("fisher", "trace"))
+HEATS: Final = (("cka", "cka"), ("attn-kl", "kl"), ("gradnorm", "norm"), ("fisher", "trace"), ("rms", "rms"))
 
 
 @dataclass
@@ -79,7 +80,7 @@ def fold(records: Iterable[Record]) -> Series:
             case RecordKind.WINDOW_COMMIT:
                 last = args["window"]
                 kept = {k: v for k, v in args["metrics"].items() if isinstance(v, int | float)}
-                evidence = (args.get("inputs") or {}).get("evidence") or ""
+                evidence = evidence_of(r)
                 series.windows.append(
                     {**kept, "window": last, "seq": r.seq, "generation": r.generation, "evidence": evidence}
                 )
@@ -107,23 +108,15 @@ def _attempt(series: Series, open_: dict[int, int], r: Record, *, wrong: bool) -
         series.attempts.append((r.args["window"], (r.t_mono - began) / 1e9, wrong))
 
 
-def read_layers(store: Store, series: Series) -> None:
+def add_layers(store: Store, series: Series) -> None:
     """Add the figures of layers that probes left in the evidence of the last windows; what was collected is left out."""
-    from console.dash.queries import layer_figures
-    from syscalls.pages import unpack_arrays
-
     for window in [w for w in series.windows if w["evidence"]][-LAYER_WINDOWS_MAX:]:
         try:
-            _, meta = unpack_arrays(memoryview(bytes(store.get(window["evidence"]).data)))
+            found = read_layers(store, window["evidence"])
         except RecurosError:
             continue  # given up by a collection: the ledger says so, and the plot has a gap
-        for held in meta.get("maps", {}).values():
-            program = str(held.get("program", "")).removeprefix("builtin:")
-            summary = (held.get("map") or {}).get("summary")
-            figure = dict(HEATS).get(program)
-            if figure is None or not isinstance(summary, Mapping):
-                continue
-            for layer, figures in layer_figures(summary).items():
+        for program, figure in HEATS:
+            for layer, figures in found.get(program, {}).items():
                 if figure in figures:
                     rows = series.layers.setdefault(program, {}).setdefault(layer, [])
                     rows.append([window["window"], figures[figure]])
@@ -133,7 +126,7 @@ def write(path: Path, run: Path, report: Mapping[str, Any]) -> None:
     """Write the file: E2-USAGE when matplotlib is missing or the file cannot be written."""
     with Store.open_reader(run / "store") as store:
         series = fold(store.records())
-        read_layers(store, series)
+        add_layers(store, series)
     text = page(report, series)
     try:
         path.write_text(text, encoding="utf-8")

@@ -8,29 +8,26 @@ than one thread. Refuses: writing.
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 from console.context import plain
 from console.dash.feed import brief
+from console.evidence import Figures, evidence_of, read_layers
 from kfs import records
 from kfs.log import Filter, render
 from kfs.merkle import leaf_hash
 from kfs.records import Record, RecordKind
 from kfs.store import Store
 from syscalls.errors import RecurosError
-from syscalls.pages import unpack_arrays
 
 ROWS_MAX: Final = 2_000
 LAYER_WINDOWS_MAX: Final = 600
-LAYERS_MAX: Final = 256
 SIZES_AGE_S: Final = 5.0
 """Sizes look at the header of every pack: asked again sooner, they are given as they were."""
-_PLAIN_KEYS: Final = frozenset({"ran", "status", "samples", "by_head", "layers"})
 
 
 class Queries:
@@ -39,7 +36,7 @@ class Queries:
     def __init__(self, run: Path) -> None:
         self._run = run
         self._store = Store.open_reader(run / "store")
-        self._layers: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+        self._layers: dict[str, dict[str, Figures]] = {}
         self._sizes: tuple[float, dict[str, Any]] = (-SIZES_AGE_S, {})
 
     def close(self) -> None:
@@ -112,27 +109,17 @@ class Queries:
 
     def _layer_row(self, record: Record) -> dict[str, Any]:
         args = record.args
-        evidence = (args.get("inputs") or {}).get("evidence") or ""
+        evidence = evidence_of(record)
         row = {"seq": record.seq, "window": args["window"], "step": args["step0"] + args["steps"]}
         gone = ""
         if evidence and evidence not in self._layers:
             try:
                 if len(self._layers) >= 4 * LAYER_WINDOWS_MAX:
                     self._layers.clear()
-                self._layers[evidence] = self._read_layers(evidence)
+                self._layers[evidence] = read_layers(self._store, evidence)
             except RecurosError as error:
                 gone = error.message
         return {**row, "generation": record.generation, "values": self._layers.get(evidence, {}), "gone": gone}
-
-    def _read_layers(self, evidence: str) -> dict[str, dict[str, dict[str, float]]]:
-        _, meta = unpack_arrays(memoryview(bytes(self._store.get(evidence).data)))
-        found: dict[str, dict[str, dict[str, float]]] = {}
-        for held in meta.get("maps", {}).values():
-            name = f"{str(held.get('program', '')).removeprefix('builtin:')}"
-            summary = (held.get("map") or {}).get("summary")
-            if isinstance(summary, Mapping) and (layers := layer_figures(summary)):
-                found.setdefault(name, {}).update(layers)
-        return found
 
     def sizes(self) -> dict[str, Any]:
         """Objects, bytes and packs by kind, what is reachable, and what waits in the trash."""
@@ -188,29 +175,6 @@ class Queries:
                 "collect": rows,
             }
         )
-
-
-def layer_figures(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """{layer: {figure: value}} out of a probe's summary: its maps name layers, its plain figures are of the whole model."""
-    found: dict[str, dict[str, float]] = {}
-    for key, value in summary.items():
-        if isinstance(value, Mapping) and key != "ran":
-            for layer, figures in list(value.items())[:LAYERS_MAX]:
-                named = figures if isinstance(figures, Mapping) else {"norm" if key == "parameters" else key: figures}
-                kept = {str(k): float(v) for k, v in named.items() if _is_number(v)}
-                if kept:
-                    found.setdefault(str(layer), {}).update(kept)
-        elif (
-            key == "last" and "kl" in summary and _is_number(value)
-        ):  # attn-kl: the mean over layers, and the last layer's
-            found.setdefault("(last layer)", {})["kl"] = float(value)
-        elif _is_number(value) and key not in _PLAIN_KEYS:
-            found.setdefault("(model)", {})[key] = float(value)
-    return found
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _text_of(record: Record) -> str:

@@ -131,6 +131,7 @@ function drawBanner() {
   if (link === "lost") banner("The dashboard does not answer. What you see is the last that came; it goes on by itself when the dashboard is back.", "bad");
   else if (store.damaged) banner(`The ledger is damaged: ${store.damaged}. recuros kfs verify names what is wrong.`, "bad");
   else if (busy) banner("The runtime is up and does not answer in time; gauges are as old as the last answer.");
+  else if (up === false && store.boot?.watched) banner(["A training loop that ", h("code", {}, "recuros.watch"), store.boot.halted ? " watched; it has ended." : " watches. It has no kernel, so there are no gauges; each window of it shows when it is recorded."]);
   else if (up === false) banner([store.seenUp ? "The runtime went away. " : "No runtime is up here: this is the ledger of a run directory, read-only. ", "Its records stay readable; ", h("code", {}, "recuros boot"), " goes on from the last committed window.", why && store.seenUp ? ` (${why})` : ""]);
   else if (store.first > 0) banner(`Plots begin at record ${store.first.toLocaleString("en")}; older ones are found by the ledger page's search.`);
   else banner("");

@@ -100,9 +100,17 @@ function begin(store, record, args) {
     w.end = w.end || w.boot.lastMono;
   }
   store.open.clear();
-  const boot = { id: String(args.boot), app: args.app, seq: record.seq, t: record.t, mono: record.mono, lastMono: record.mono, resumed: args.resumed_from, env: args.env || {}, dispatches: new Map(), admissions: [], marks: [], halted: null };
+  const boot = { id: String(args.boot), app: args.app, watched: record.actor.startsWith("watch:"), seq: record.seq, t: record.t, mono: record.mono, lastMono: record.mono, resumed: args.resumed_from, env: args.env || {}, dispatches: new Map(), admissions: [], marks: [], halted: null };
   store.boots.push(boot);
   return boot;
+}
+
+/** A window that nobody granted (a watched loop has no deadlines), or whose grant is not loaded: it lasts since the record before. */
+function ungranted(store, r, a) {
+  const boot = current(store, r);
+  const w = { id: a.window, boot, seq: r.seq, t: r.t, start: boot.lastMono, end: 0, steps: a.steps, step0: a.step0, phase: a.phase?.name ?? "", gen: r.gen, missed: false, reason: "", directives: [] };
+  store.windows.push(w);
+  return w;
 }
 
 function attempt(store, window) {
@@ -130,7 +138,7 @@ const FOLDS = {
     store.open.set(a.window, w);
   },
   "window.commit"(store, r, a) {
-    const w = attempt(store, a.window) || { id: a.window, boot: current(store, r), seq: r.seq, t: r.t, start: r.mono, steps: a.steps, step0: a.step0, phase: a.phase?.name ?? "", gen: r.gen };
+    const w = attempt(store, a.window) || ungranted(store, r, a);
     w.boot.lastMono = Math.max(w.boot.lastMono, r.mono);
     Object.assign(w, { end: r.mono, outcome: "committed", metrics: a.metrics, commitSeq: r.seq, snapshot: r.result, committedAt: r.t, gen: r.gen, evidence: a.inputs?.evidence || "" });
     store.open.delete(a.window);

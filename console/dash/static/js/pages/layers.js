@@ -48,7 +48,7 @@ export default {
     function drawMap() {
       const figures = new Map();
       for (const row of rows) for (const [program, layers] of Object.entries(row.values)) for (const values of Object.values(layers)) for (const figure of Object.keys(values)) figures.set(`${program}\n${figure}`, (figures.get(`${program}\n${figure}`) || 0) + 1);
-      const keys = [...figures.keys()].sort((a, b) => order(a) - order(b) || a.localeCompare(b));
+      const keys = [...figures.keys()].sort((a, b) => order(a) - order(b) || figures.get(b) - figures.get(a) || a.localeCompare(b)); // what more layers have comes first
       if (!keys.length) {
         const gone = rows.filter((r) => r.gone).length;
         put(box, empty("No probe has left figures of layers", gone ? `The evidence of ${gone} windows was collected.` : "Attach one while the learner runs; each committed window adds a column.", COMMANDS.cka), h("div", { class: "empty" }, FIRST.slice(1).map((p) => h("code", {}, COMMANDS[p]))));

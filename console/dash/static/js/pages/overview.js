@@ -82,7 +82,7 @@ export default {
       put(kept.bar, bar(share, share >= 0.95 ? "good" : share >= 0.8 ? "warn" : "bad"));
       setText(kept.foot, evaluation ? `${percent(evaluation.student.accuracy)} accuracy on ${evaluation.split} at window ${evaluation.window}${last.student_params ? `, ${count(last.student_params)} parameters` : ""}` : "no evaluation yet");
       put(loss.value, number(last.loss, 4));
-      setText(loss.foot, commit ? `window ${commit.id} · gradient norm ${number(last.grad_norm, 3)} · ${number(last.step_ms, 3)} ms a step` : "no window has committed yet");
+      setText(loss.foot, commit ? `window ${commit.id}${Number.isFinite(last.grad_norm) ? ` · gradient norm ${number(last.grad_norm, 3)}` : ""}${Number.isFinite(last.step_ms) ? ` · ${number(last.step_ms, 3)} ms a step` : ""}` : "no window has committed yet");
       put(misses.value, count(counts.missed), h("small", {}, " missed"));
       misses.value.className = `value${counts.missed ? " tone-bad" : ""}`;
       setText(misses.foot, `${count(counts.committed)} committed, ${count(counts.rolled)} rolled back`);
