@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import threading
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +22,7 @@ from nexus import run as runs
 from nexus.gate import prove as proof
 from nexus.gate import sandbox
 from nexus.ledger import RunLedger
-from nexus.stages import distill, gate
+from nexus.stages import distill, gate, refine
 from syscalls.errors import RecurosError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -218,6 +222,103 @@ def test_a_frozen_run_refuses_another_seed(made: Path, tmp_path: Path) -> None:
 def test_one_writer_at_a_time(made: Path) -> None:
     with RunLedger(made), pytest.raises(RecurosError, match="E3-BUSY"):
         RunLedger(made)
+
+
+# One more teacher, a refinement, a drop
+
+
+@contextmanager
+def oracle() -> Iterator[str]:
+    """A black box on this host that knows the answer."""
+
+    class Says(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            prompt = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["prompt"]
+            body = json.dumps({"answer": "ppu" if prompt.startswith("fix") else ""}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_args: object) -> None:
+            """Nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Says)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+MORE = """
+[[teacher]]
+id = "third"
+model-name = "mini/third"
+licence = "made here"
+make = { width = 32, layers = 1, heads = 2, steps = 150, batch = 32, lr = 1e-2 }
+[[teacher]]
+id = "oracle"
+model-name = "mini/oracle"
+licence = "made here"
+mode = "black-box"
+url = "URL"
+[[capability]]
+name = "third"
+teacher = "third"
+data = { kind = "jsonl", path = "third.jsonl", train = 300, validation = 60, test = 400 }
+tier = 2
+backbone = false
+start-rank = 16
+[refine]
+teacher = "oracle"
+data = { kind = "jsonl", path = "fix.jsonl", train = 60, validation = 10, test = 100 }
+rank = 16
+steps = 150
+lr = 2e-2
+"""
+
+
+def test_a_teacher_comes_a_refinement_comes_and_a_capability_goes(made: Path) -> None:
+    folder = made.parent
+    for name, answer in (("third", "ppp"), ("fix", "ppu")):
+        rows = [json.dumps({"prompt": f"{name} {n:04d} = ", "answer": answer}) for n in range(1300)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    with (folder / "t.csv").open("a", encoding="utf-8") as file:
+        file.write("mini/third,1M,text,more\nmini/oracle,big,refinement,all\n")
+    with (folder / "c.md").open("a", encoding="utf-8") as file:
+        file.write("| third | exact-match | 0.9 | 0 | 400 |\n")
+    with oracle() as url:
+        app = folder / "app2.toml"
+        app.write_text(APP + MORE.replace("URL", url), encoding="utf-8")
+        before = {n: (made / "checkpoints" / f"{n}.safetensors").read_bytes() for n in ("sort", "word")}
+        with runs.opened(made, app) as ctx:
+            done = runs.add(ctx)
+            assert done["added"] == ["third"]
+            assert done["changed_items"] == {"sort": 0, "word": 0}
+            report = refine.refine(ctx)
+        assert report["verdict"] == "pass"
+        assert (report["before"], report["changed_elsewhere"]) == (0.0, 0)
+        assert report["after"] > 0.9
+        with runs.opened(made) as ctx:
+            gate.drop(ctx, ctx.app.capability("sort"), "not needed")
+            summary = runs.run(ctx)
+    after = {n: (made / "checkpoints" / f"{n}.safetensors").read_bytes() for n in ("sort", "word")}
+    assert after == before
+    assert summary["verdict"] == "pass"
+    capabilities = json.loads((made / "nexus_bundle_v1" / "manifest.json").read_text(encoding="utf-8"))["capabilities"]
+    assert set(capabilities) == {"word", "third"}
+
+
+def test_a_black_box_is_a_command_or_on_this_host(tmp_path: Path) -> None:
+    code = "import sys; print(sys.stdin.read()[::-1])"
+    assert refine._command([sys.executable, "-c", code], "abc") == b"cba"
+    with pytest.raises(RecurosError, match="E2-MODEL"):
+        refine._command([str(tmp_path / "none")], "abc")
+    with pytest.raises(RecurosError, match="E5-DENIED"):
+        refine._http("http://example.org/", "abc")
 
 
 # The sandbox by itself
