@@ -143,11 +143,11 @@ class TokenTeacher(Teacher):
 
         low = bisect_left(self._sorted, prefix)
         high = bisect_left(self._sorted, prefix + b"\xff\xff\xff\xff\xff") if prefix else len(self._sorted)
-        mass = np.full(VOCABULARY, FLOOR)
+        mass = np.full(VOCABULARY, FLOOR * FLOOR)
         j = len(prefix)
         index = [self._sorted[i][j] if len(self._sorted[i]) > j else EOS for i in range(low, high)]
         np.add.at(mass, np.asarray(index, dtype=np.int64), probs[self._order[low:high]])
-        mass[EOS] = FLOOR
+        mass[EOS] = FLOOR * FLOOR
         return torch.from_numpy(np.log(mass / mass.sum()).astype(np.float32))
 
 
