@@ -88,6 +88,8 @@ class Replay:
                 raise Wrong("evidence", f"window {d['window']} had a teacher, and no evidence is stored", "missing")
             self._compare(d, {}, [])
             return
+        if d["settings"].get("refused") and not d["inputs"]:
+            raise Wrong("evidence", f"nothing was decided on it: {_short(d['settings']['refused'])}", "missing")
         settings, blobs = self._decide(d, pack, numbers_of(pack, table))
         self._compare(d, settings, blobs)
 

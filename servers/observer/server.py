@@ -110,8 +110,15 @@ class ObserverService:
         self._kernel.checkpoint()
         state.follow(window, policy.get("kd") or {})
         state.extend(policy.get("gate") or {})
-        figures = fold(state, window, rows, metrics, maps)
-        decision = decide(state, self._pack, self._numbers, figures, policy.get("gate") or {})
+        try:
+            figures = fold(state, window, rows, metrics, maps)
+            decision = decide(state, self._pack, self._numbers, figures, policy.get("gate") or {})
+        except (
+            RecurosError
+        ) as error:  # the evidence makes no sense: that is a record, and the run goes on without a change
+            self._state = self._history.before(window)
+            self._submit(window, {"refused": f"the evidence cannot be used: {error.message}"[:1000]}, 0)
+            return
         self._state, self._traced = state, snapshot
         self._kernel.checkpoint()
         if decision.settings or decision.refused:

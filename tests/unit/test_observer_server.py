@@ -167,6 +167,22 @@ def test_an_unreadable_trace_is_answered_without_a_change(tmp_path: Path, capsys
     page.close()
 
 
+def test_evidence_that_makes_no_sense_is_a_refusal_and_counts_for_nothing(tmp_path: Path) -> None:
+    straight, one = observer(tmp_path / "store")
+    expected = [send(straight, one, window) for window in (0, 2)][-1]
+    made, session = observer(tmp_path / "store")
+    send(made, session, 0)
+    columns = {name: np.zeros(4) for name in COLUMNS} | {"id": np.full(4, 5000)}
+    page = pack_arrays([(n, d, (4,), columns[n].astype(kind).data) for n, (d, kind) in COLUMNS.items()])
+    answer = send(made, session, 1, page=session.offer(page))
+    page.close()
+    assert answer["settings"] == {
+        "refused": "the evidence cannot be used: trace names sample 5000; the training split has 1000"
+    }
+    assert answer["blobs"] == 0
+    assert send(made, session, 2)["arrays"] == expected["arrays"]
+
+
 def test_static_answers_no_change(tmp_path: Path) -> None:
     made, session = observer(tmp_path / "store", {"pack": "static"})
     assert send(made, session, 0)["settings"] == {}
