@@ -340,7 +340,7 @@ def _page_carried(meta: Row) -> str:
     if not note:
         return ""
     return (
-        f"- {note['runs']} runs are of sources `{note['code']}`, which differ in parts that these arms do not use. The first and the last"
+        f"- {note['runs']} runs are by earlier sources, `{note['code']}`. The first and the last"
         f" run of each arm, {note['checked']} in all, were run again by the sources above, and arms were taken over where both came out"
         f" equal in everything but CPU time: {', '.join(note['arms'])}.\n"
     )

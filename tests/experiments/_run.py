@@ -27,7 +27,6 @@ BUILD: Final = ROOT / "build" / "experiment"
 DOCS: Final = ROOT / "docs" / "experiments"
 PROCESSES_MAX: Final = 2
 NICE: Final = 19
-INTERRUPTED: Final = 130
 
 Stage = Callable[[Journal], Sequence[Job]]
 
@@ -57,9 +56,12 @@ def folder_of(experiment: Experiment, quick: bool) -> Path:
 
 
 def missing(stage: Sequence[Job], journal: Journal, shard: int = 0, shards: int = 1) -> list[Job]:
-    """The jobs of a stage that have no result yet, and of those each `shards`-th."""
+    """Of each `shards`-th job of a stage those that have no result yet.
+
+    The share is of the whole stage, not of what is missing: processes look at different moments, and must not share out different lists.
+    """
     done = journal.results()
-    return [job for job in stage if key(job) not in done][shard::shards]
+    return [job for job in stage[shard::shards] if key(job) not in done]
 
 
 def work(experiment: Experiment, jobs: Sequence[Job], folder: Path, deadline: float) -> bool:
@@ -82,7 +84,7 @@ def main(experiment: Experiment) -> int:
     threadpool_limits(1)  # NumPy's and scikit-learn's own
     folder = folder_of(experiment, options.quick)
     journal = Journal(folder / "runs.jsonl")
-    if options.carry:
+    if options.carry and options.shard is None:
         carry(options.carry, folder, experiment.run)
     stages = experiment.stages(options.quick, options.count)
     deadline = time.monotonic() + options.seconds if options.seconds else float("inf")
@@ -123,8 +125,8 @@ def _stage(
         for worker in workers:
             worker.kill()
     if any(code not in (0, 1) for code in codes):
-        raise SystemExit(f"a worker ended with {max(codes)}; what was finished is kept, the same command goes on")
-    return not any(codes)
+        raise SystemExit(f"workers ended with {codes}; what was finished is kept, the same command goes on")
+    return not missing(stages[index](journal), journal)
 
 
 def _module() -> list[str]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from tests.experiments import _carry, _digits, _digits_page, _digits_report, _lo
 from tests.experiments._digits import ABLATIONS, ARMS, EVERY_ARM, job
 from tests.experiments._journal import Journal, code_digest, key
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "experiments" / "digits"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs" / "experiments" / "digits"
 SETTINGS = {"lr": 1e-2, "mix": 0.5, "temperature": 2.0}
 
 
@@ -449,6 +453,25 @@ def test_the_report_in_the_docs_is_that_of_its_results() -> None:
     runs = {(r["teacher"], r["n"], r["arm"], r["seed"]): r for r in found["runs"]}
     again = _digits_report.contrasts(runs, "mlp", sorted({r["n"] for r in found["runs"]}))
     assert _page.short(again) == [r for r in found["contrasts"] if r["teacher"] == "mlp"]
+
+
+def test_two_processes_share_an_experiment_that_goes_on_after_one_died(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.unit.experiment_support", "--quick", "--procs", "2"]
+    env = {**os.environ, "EXPERIMENT_BUILD": str(tmp_path)}
+    broken = subprocess.run(command, cwd=ROOT, env={**env, "FAIL": "3"}, capture_output=True, text=True, check=False)
+    assert broken.returncode != 0
+    assert "the same command goes on" in broken.stderr
+    assert not list(tmp_path.rglob("results.json"))
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (results,) = tmp_path.rglob("results.json")
+    document = json.loads(results.read_text(encoding="utf-8"))
+    rows = [(j, r) for j, r in document["rows"] if j["stage"] == "first"]
+    assert sorted(j["number"] for j, _ in rows) == list(range(6)), "each run once"
+    assert {r["nice"] for _, r in rows} == {19}
+    assert len({r["pid"] for _, r in rows}) > 1
+    assert document["rows"][-1][0] == {"stage": "second", "total": 55}, "a stage begins when the one before is done"
+    assert document["meta"]["fact"] == 1
 
 
 def test_more_than_two_processes_are_refused(
