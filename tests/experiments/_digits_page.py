@@ -25,6 +25,7 @@ TEACHERS: Final = {
     "mlp": "perceptron teacher (2 x 256, 85,002 parameters)",
     "patch": "transformer teacher (the digits app's: 4 x 64, 145,610 parameters)",
 }
+SHORT: Final = {"mlp": "perceptron", "patch": "transformer"}
 SETUP: Final = """\
 ## Setup
 
@@ -122,10 +123,13 @@ def _targets(aims: Sequence[Row]) -> str:
         text = interval(effect["mean"], effect["low"], effect["high"])
         return text + (f", Holm p {p_value(effect['holm'])}" if "permuted" in row["what"] else "")
 
-    return table(
+    text = table(
         ("what", "target", "value [95 % interval]", ""),
         [(row["what"], row["target"], shown(row), verdict(row["met"])) for row in aims],
     )
+    if any((row["effect"] or {}).get("at_most") for row in aims):
+        text += "\nKD + mixup is there with the fewest labels that were tried, so that the ratio is a bound.\n"
+    return text
 
 
 def _end(value: float | None) -> str:
@@ -170,7 +174,7 @@ def _accuracy(found: Row) -> str:
 def _contrasts(found: Row, metric: str, lead: str = "") -> str:
     rows = [
         (
-            str(row["teacher"]),
+            SHORT[row["teacher"]],
             f"{row['n']:,}",
             f"{NAMES[row['a']]} - {NAMES[row['b']]}",
             interval(row["mean"], row["low"], row["high"]),
@@ -188,7 +192,7 @@ def _contrasts(found: Row, metric: str, lead: str = "") -> str:
 def _fidelity(found: Row) -> str:
     rows = [
         (
-            str(row["teacher"]),
+            SHORT[row["teacher"]],
             f"{row['n']:,}",
             NAMES[row["arm"]],
             points(row["agreement"]),
@@ -251,7 +255,7 @@ def _observer(found: Row) -> str:
             ("teacher", "labels", "temperature", "spread", "weigh nothing, %", "shut out, %"),
             [
                 (
-                    str(row["teacher"]),
+                    SHORT[row["teacher"]],
                     f"{row['n']:,}",
                     f"{row['temperature_last']:.2f}",
                     f"{row['weight_spread']:.2f}",
@@ -267,7 +271,7 @@ def _observer(found: Row) -> str:
 def _cost(found: Row) -> str:
     rows = [
         (
-            str(row["teacher"]),
+            SHORT[row["teacher"]],
             NAMES[row["arm"]],
             f"{row['queries']:,.0f}",
             f"{row['cpu_seconds']:.2f}",
@@ -281,7 +285,7 @@ def _cost(found: Row) -> str:
         " seconds were taken on a machine that did other work too.\n\n"
     )
     text += table(("teacher", "arm", "teacher queries", "CPU s"), rows)
-    text += "\nA teacher took " + ", ".join(f"{sum(s) / len(s):.1f} CPU s ({name})" for name, s in taught.items() if s)
+    text += "\nA teacher took " + ", ".join(f"{sum(s) / len(s):.1f} CPU s ({SHORT[name]})" for name, s in taught.items() if s)
     return text + f". Everything in this report: {found['cpu_seconds']:,.0f} CPU s.\n"
 
 
@@ -310,11 +314,12 @@ def _limits(found: Row) -> str:
     )
     missing = [title for teacher, title in TEACHERS.items() if not _counts(found, teacher)]
     lines += [f"- Not run: {title}." for title in missing]
-    short = [r for r in found["means"] if r["arm"] == "ce" and r["seeds"] < 20]
-    lines += [
-        f"- Only {row['seeds']} of 20 seeds were run with the {row['teacher']} teacher at {row['n']:,} labels."
-        for row in short
-    ]
+    fewer: dict[tuple[str, int], list[str]] = {}
+    for row in found["means"]:
+        if row["arm"] == "ce" and row["seeds"] < 20:
+            fewer.setdefault((SHORT[row["teacher"]], row["seeds"]), []).append(f"{row['n']:,}")
+    for (teacher, seeds), counts in fewer.items():
+        lines.append(f"- Only {seeds} of 20 seeds were run with the {teacher} teacher at {', '.join(counts)} labels.")
     ablated = {(row["n"], row["pairs"]) for row in found["contrasts"] if row["family"] == "ablations"}
     if ablated:
         told = ", ".join(f"{pairs} at {n:,}" for n, pairs in sorted(ablated))

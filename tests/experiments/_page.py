@@ -27,8 +27,9 @@ def points(share: float, digits: int = 1) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """A number with its sign."""
-    return f"{value:+.{digits}f}"
+    """A number with its sign; what rounds to nothing has a plus."""
+    text = f"{value:+.{digits}f}"
+    return text if float(text) else f"{0.0:+.{digits}f}"
 
 
 def interval(mean: float, low: float, high: float, digits: int = 2) -> str:
