@@ -285,7 +285,9 @@ def _cost(found: Row) -> str:
         " seconds were taken on a machine that did other work too.\n\n"
     )
     text += table(("teacher", "arm", "teacher queries", "CPU s"), rows)
-    text += "\nA teacher took " + ", ".join(f"{sum(s) / len(s):.1f} CPU s ({SHORT[name]})" for name, s in taught.items() if s)
+    text += "\nA teacher took " + ", ".join(
+        f"{sum(s) / len(s):.1f} CPU s ({SHORT[name]})" for name, s in taught.items() if s
+    )
     return text + f". Everything in this report: {found['cpu_seconds']:,.0f} CPU s.\n"
 
 
