@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import signal
 import subprocess
@@ -186,6 +188,23 @@ def test_records_come_in_pages_and_the_search_goes_backwards(dashboard: Served) 
     older = dashboard.request(f"/api/search?kind=window.&before={found['before']}&limit=1")[1]["records"]
     assert older[0]["seq"] < found["before"]
     assert dashboard.request("/api/search?text=no-such-text-anywhere")[1]["records"] == []
+
+
+def test_streams_are_bounded_and_a_lost_reader_gives_its_place_back(
+    dashboard: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("console.dash.app.SUBSCRIBERS_MAX", 1)
+    inner = dashboard.server._dashboard
+    until(lambda: inner._subscribers == 0, "nobody listens")
+    connection = http.client.HTTPConnection("127.0.0.1", dashboard.port, timeout=PATIENCE_S)
+    with contextlib.closing(connection):
+        connection.request("GET", "/api/events", headers={"Authorization": f"Bearer {dashboard.token}"})
+        assert connection.getresponse().status == 200
+        until(lambda: inner._subscribers == 1, "one listens")
+        status, document = dashboard.request("/api/events")
+        assert (status, document["error"]["code"]) == (503, "E75-FULL")
+    until(lambda: inner._subscribers == 0, "the place is free again")
+    assert [seq for seq, _ in dashboard.events(-1, 2)] == [0, 1]
 
 
 # --- the pages -------------------------------------------------------------------------------------------------------------------

@@ -221,6 +221,8 @@ def test_a_pipe_that_closes_is_no_error(tmp_path: Path) -> None:
         (["status", "--json"], ("torch", "transformers", "numpy", "sklearn", "pydantic", "rich", "kfs", "kernel")),
         (["probe", "ls"], ("torch", "transformers", "numpy", "sklearn", "pydantic", "rich", "kernel")),
         (["report"], ("torch", "transformers", "numpy", "sklearn", "pydantic", "rich", "kernel")),
+        (["top"], ("torch", "transformers", "numpy", "sklearn", "pydantic", "kfs", "kernel")),
+        (["dash"], ("torch", "transformers", "numpy", "sklearn", "pydantic", "rich", "kernel")),
         (["doctor"], ("torch", "transformers", "sklearn", "pydantic", "rich", "kernel")),
         (["boot", "nothing"], ("torch", "transformers", "numpy", "sklearn", "kernel")),
     ],
