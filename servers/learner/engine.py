@@ -35,7 +35,7 @@ from servers.learner.graphs import Pieces
 from servers.learner.losses import STEERED, TERMS, KdSettings
 from servers.learner.losses.ewc import anchor_at
 from servers.learner.losses.hint import check_projector
-from servers.learner.objective import TASK_ONLY, Objective, StepMetrics, due_terms, layer_map, not_finite
+from servers.learner.objective import TASK_ONLY, Objective, StepMetrics, check_terms, due_terms, layer_map, not_finite
 from servers.learner.parts import accumulate
 from servers.learner.phase import Phase, phase_of
 from servers.learner.projectors import Projectors
@@ -506,8 +506,12 @@ class Engine:
         student, teacher = (self.roles[name].model.hidden_width for name in ("student", "teacher"))
         kd = self.kd
         key: list[Any] = []
-        needs = frozenset[str]().union(*(term.needs for term in TERMS if term.coefficient(kd) > 0.0))
-        if self.phase is not None and self.phase.train == "student" and "projector" in needs:
+        on = [term for term in TERMS if term.coefficient(kd) > 0.0]
+        needs = frozenset[str]().union(*(term.needs for term in on))
+        distils = self.phase is not None and self.phase.train == "student"
+        if distils:
+            check_terms(on, self._roles)
+        if distils and "projector" in needs:
             count = len(layer_map(kd, self._roles)) + ("embedding" in needs)
             key = [kd.proj, count, student, teacher, self.generation]
         if key == self._projectors.key:

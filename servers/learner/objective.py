@@ -28,6 +28,7 @@ from servers.learner.trace import Seen, Trace, strided, trace_rows
 from servers.models.model import Batch, Model, Output, valid_rows
 from syscalls.errors import RecurosError
 
+LACKING = {"attention": "attention", "values": "value vectors of attention", "numbers": "inputs of numbers"}
 TASK_ONLY = KdSettings(mix=0.0, alpha=0.0)
 
 
@@ -70,6 +71,18 @@ def _on(kd: KdSettings) -> tuple[tuple[Term, float, int], ...]:
 def due_terms(kd: KdSettings, phase_step: int) -> list[tuple[Term, float]]:
     """The terms of this step, each with its coefficient."""
     return [(term, coefficient) for term, coefficient, cadence in _on(kd) if phase_step % cadence == 0]
+
+
+def check_terms(on: list[Term], roles: Roles) -> None:
+    """Refuse terms that need what a model cannot give: E2-LIMIT naming term, need and role."""
+    for term in on:
+        for name, role in roles.held.items():
+            if missing := sorted(term.needs & role.model.lacks):
+                raise RecurosError(
+                    "E2-LIMIT",
+                    f"{term.name} needs {LACKING[missing[0]]}, which the {name} ({role.model.architecture['kind']}) does not give",
+                    hint=f'{term.name} = 0, or another model; of Hugging Face models attention = "eager" gives attention',
+                )
 
 
 class Objective:

@@ -65,14 +65,15 @@ class Pruning:
             self._zero_lowest(roles, roles.student.arena.flat.abs(), spec["target"])
             return None
         if spec["method"] == "heads":
-            units = structure_of(roles.student.model)
+            units = _units(roles.student)
             return self._cut(roles, units, _heads_kept(roles.student, units, spec))
+        units = _units(roles.student) if spec["method"] == "l0" else []
         steps = int(spec.get("steps", max(masks.STEPS_MIN, int(STEPS_SHARE * steps_left))))
         self.schedule = {"weight": 1.0, **spec, "steps": steps, "done": 0}
         if spec["method"] == "movement":
             self.scores = torch.zeros_like(roles.student.arena.flat)
         else:
-            self._make_gates(roles.student)
+            self._make_gates(roles.student, units)
         return None
 
     def draw(self) -> None:
@@ -233,15 +234,23 @@ class Pruning:
             self.scores = torch.zeros_like(shape)
             copy_into(self.scores, leaves, SCORES)
         elif self.schedule:
-            self._make_gates(student)
+            self._make_gates(student, structure_of(student.model))
             assert self.gate_arena is not None
             self.gate_arena.load("gate", self.gate_arena.flat, leaves)
 
-    def _make_gates(self, student: Role) -> None:
-        self.gates = Gates(structure_of(student.model)).to(student.arena.flat.device)
+    def _make_gates(self, student: Role, units: list[Units]) -> None:
+        self.gates = Gates(units).to(student.arena.flat.device)
         self.gate_arena = Arena(self.gates)
         self.gate_arena.train(False)
         self.gates.install(student.model.module)
+
+
+def _units(student: Role) -> list[Units]:
+    """The student's units; that they are not known is the fault of who asked (E2-USAGE), and nothing is changed."""
+    try:
+        return structure_of(student.model)
+    except RecurosError as error:
+        raise RecurosError("E2-USAGE", f"rl_prune: {error.message}", hint=error.hint) from error
 
 
 def movement_share(done: float, target: float) -> float:

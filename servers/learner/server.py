@@ -503,6 +503,8 @@ class LearnerService:
             "alpha": self._engine.kd.alpha,
             **({"micro_batches": self._engine.micro_batches} if self._engine.micro_batches > 1 else {}),
         }
+        if self._outputs is not None:
+            metrics["teacher_cached"] = self._outputs.served() / count
         for name in terms:
             values = [m.terms[name] for m in done if name in m.terms]
             # A probe's figures have plain names, too: of the terms, only those that are always there do.

@@ -75,6 +75,11 @@ class HfModel(Model):
         valid = None if self.task == "classify" else _next_token_mask(tokens, content)
         return Output(out.logits, hidden, valid, content, attention, values[0] if values else None)
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """Tokens are no numbers; only eager attention returns its probabilities."""
+        return frozenset({"numbers"} if self.architecture["attention"] == "eager" else {"numbers", "attention"})
+
     @torch.no_grad()
     def example(self, rows: int, tokens: int) -> Batch:
         """One token that is not padding, again and again."""

@@ -102,6 +102,11 @@ class MlpModel(Model):
         logits, hidden = self.module(column(batch, "x"), need_hidden=need_hidden)
         return Output(logits, hidden, None)
 
+    @property
+    def lacks(self) -> frozenset[str]:
+        """It has no attention."""
+        return frozenset({"attention", "values"})
+
     def example(self, rows: int, tokens: int) -> Batch:
         """Zeros."""
         return {"x": torch.zeros(rows, *self.module.config.shape)}

@@ -67,6 +67,11 @@ class Model(ABC):
         """The columns that `forward` reads, of that size and no meaning: to see what sizes come out. `tokens` is for sequences."""
 
     @property
+    def lacks(self) -> frozenset[str]:
+        """Which of "attention", "values" and "numbers" (inputs that have a gradient) this model cannot give a loss term."""
+        return frozenset()
+
+    @property
     def param_count(self) -> int:
         """Number of parameters; shared ones count once."""
         return sum(p.numel() for p in self.module.parameters())

@@ -189,14 +189,19 @@ def test_declared_layers_are_the_ones_compared() -> None:
         engine_with(layer_map=((1, 9),)).micro_step(batch_at(0))
 
 
-def test_a_model_without_attention_is_refused_when_a_term_needs_it() -> None:
-    engine = Engine(
-        {"teacher": {"kind": "mlp"}, "student": {"kind": "mlp", "width": 8}, "kd": {"alpha": 0.0, "at": 0.1}}, 1
-    )
+def test_a_term_that_a_model_cannot_serve_is_refused_when_it_is_asked_for_and_nothing_changes() -> None:
+    engine = Engine({"teacher": {"kind": "mlp"}, "student": {"kind": "mlp", "width": 8}, "kd": {"alpha": 0.0}}, 1)
     engine.begin(DISTIL)
-    with pytest.raises(RecurosError, match="it has no attention") as caught:
-        engine.micro_step(batch_at(0))
-    assert caught.value.code == "E2-MODEL"
+    digest = engine.digest()
+    with pytest.raises(RecurosError, match=r"at needs attention, which the teacher \(mlp\) does not give") as caught:
+        engine.set_kd(terms={"at": 0.1})
+    assert caught.value.code == "E2-LIMIT"
+    assert engine.digest() == digest
+    specs = {r: {"kind": "hf-config", "config": BERT, "task": "classify"} for r in ("teacher", "student")}
+    tokens = Engine({**specs, "kd": {"alpha": 0.0}}, 1)
+    tokens.begin(DISTIL)
+    with pytest.raises(RecurosError, match="jacobian needs inputs of numbers"):
+        tokens.set_kd(terms={"jacobian": 0.1})
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ class Rows:
 class Term(ABC):
     """One term of the objective. A term whose coefficient is 0 is not evaluated, and what only it needs is not computed.
 
-    `needs`: of "teacher", "hidden", "pooled", "projector", "embedding", "attention", "values", "look".
+    `needs`: of "teacher", "hidden", "pooled", "projector", "embedding", "attention", "values", "look", "numbers".
     """
 
     name: ClassVar[str]

@@ -27,7 +27,7 @@ class JacobianTerm(Term):
     """jacobian * the drift."""
 
     name = "jacobian"
-    needs = frozenset({"look"})
+    needs = frozenset({"look", "numbers"})
 
     def value(self, rows: Rows, kd: KdSettings) -> Tensor:
         """An estimate from one random projection of each sample's logits."""
