@@ -11,6 +11,7 @@ at one place.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import deque
 from collections.abc import Mapping
@@ -158,9 +159,13 @@ class LearnerService:
         bytes_max = int(table.get("megabytes", CACHE_MEGABYTES)) << 20
         return TeacherCache(environment_digest(environment()), bytes_max, self._shelf.load)
 
-    def _store_outputs(self, *, all_of_it: bool = False) -> None:
+    def _store_outputs(self) -> None:
         """Between windows, once no new sample came for a window: what other processes may use."""
-        if self._outputs is not None and (self._outputs.settled() or all_of_it):
+        if self._outputs is None:
+            return
+        while self._outputs.says:
+            print(self._outputs.says.pop(0), file=sys.stderr, flush=True)  # noqa: T201 - the server's log
+        if self._outputs.settled():
             for key, parts in self._outputs.fresh():
                 self._shelf.keep(key, parts)
 

@@ -3,7 +3,7 @@
 A table holds the rows of one teacher (digest of its parameters), one environment, one size of batch and one set of outputs asked for. A
 batch is served when every one of its samples is there. Nobody may see a difference, so rows are only used once they were proved: the
 first batch that could be served is computed as well and compared bit for bit, and so is every CHECK_EVERY-th. Where the bits differ (a
-kernel that computes a row otherwise in other company) the cache closes itself and says so; if rows were used before, the window that
+kernel that computes a row otherwise in other company) the table closes itself and says so; if rows were used before, the window that
 finds out is rolled back. Each row keeps a fingerprint of its input; an input that changed under its id (augmentation) is refused.
 
 Responsible for: tables, the bound on their bytes, what is new since it was last stored. Refuses: inputs that are not fixed (E2-USAGE).
@@ -35,7 +35,7 @@ Parts = dict[str, Tensor]
 
 @dataclass
 class Table:
-    """Rows by sample id. `proved`: recomputed and found equal at least once. `fresh`: ids not stored yet."""
+    """Rows by sample id. `proved`: found equal at least once. `fresh`: ids not stored yet. `closed`: why it serves nothing."""
 
     key: str
     rows: dict[int, int] = field(default_factory=dict)
@@ -43,11 +43,12 @@ class Table:
     used: int = 0
     hits: int = 0
     proved: bool = False
+    closed: str = ""
     fresh: list[int] = field(default_factory=list)
 
 
 class TeacherCache:
-    """`load(key)`: chunks stored for a table, from an earlier process. `closed`: why nothing is served any more."""
+    """`load(key)`: chunks stored for a table, from an earlier process. `closed`: why nothing is served any more. `says`: for the log."""
 
     def __init__(self, environment: str, bytes_max: int, load: Callable[[str], list[Parts]] = lambda _key: []) -> None:
         self._environment = environment
@@ -58,6 +59,7 @@ class TeacherCache:
         self.closed = ""
         self.hits = 0
         self.full = 0
+        self.says: list[str] = []
         self._counted = -1
 
     def output(
@@ -69,6 +71,8 @@ class TeacherCache:
             return compute()
         marks = fingerprints(batch)
         table = self._table(self._key(teacher, batch, layers, asked))
+        if table.closed:
+            return compute()
         places = [table.rows.get(i, -1) for i in ids.tolist()]
         if min(places) < 0:
             out = compute()
@@ -170,13 +174,13 @@ class TeacherCache:
         if not differs:
             table.proved = True
             return
-        used = table.proved
-        self.closed = f"{differs[0]} of a sample depends on the batch it is computed in"
-        self._tables.clear()
-        if used:
+        table.closed = f"{differs[0]} of a sample depends on the batch it is computed in"
+        table.rows, table.parts, table.fresh, table.used = {}, {}, [], 0
+        self.says.append(f"teacher cache: {table.closed}; this teacher's outputs are computed each time")
+        if table.proved:
             raise RecurosError(
                 "E9-INTEGRITY",
-                f"the teacher cache: {self.closed}; rows were used before",
+                f"the teacher cache: {table.closed}; rows were used before",
                 hint="leave [cache] teacher out",
             )
 

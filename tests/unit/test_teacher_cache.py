@@ -93,7 +93,8 @@ def test_rows_are_proved_before_they_are_used_and_the_cache_closes_where_bits_di
     table.parts["logits"][5] += 1e-6
     run(cached, 6)
     run(plain, 6)
-    assert cache.closed == "logits of a sample depends on the batch it is computed in"
+    assert table.closed == "logits of a sample depends on the batch it is computed in"
+    assert cache.says == [f"teacher cache: {table.closed}; this teacher's outputs are computed each time"]
     assert saved == [6]
     assert cached.digest() == plain.digest()
 
