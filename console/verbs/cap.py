@@ -7,7 +7,7 @@ from typing import Any, Final
 import click
 
 from console.context import Context, Table
-from console.verb import noun, verb
+from console.verb import changes, noun, verb
 from syscalls.errors import RecurosError
 
 SHOWN_MAX: Final = 20
@@ -52,12 +52,15 @@ def ls(ctx: Context, principal: str) -> None:
 @click.argument("principal")
 @click.option("--rights", required=True, metavar="R,R", help="Rights that this session holds, by name.")
 @click.option("--badge", default="", metavar="TEXT", help="A mark that every derived capability keeps.")
-@click.option("--dry-run", is_flag=True, help="Check, and change nothing.")
-def grant(ctx: Context, principal: str, rights: str, badge: str, dry_run: bool) -> None:
+@changes()
+def grant(ctx: Context, principal: str, rights: str, badge: str, dry_run: bool, reason: str) -> None:
     """Derive from the session's own capability."""
     names = [name.strip() for name in rights.split(",") if name.strip()]
     with ctx.client() as client:
-        answer = client.cap_derive(cap=1, rights=names, to=principal, badge=badge, dry_run=dry_run)
+        if dry_run:
+            answer = client.cap_derive(cap=1, rights=names, to=principal, badge=badge, dry_run=True)
+        else:
+            answer = client.change("cap_derive", reason=reason, cap=1, rights=names, to=principal, badge=badge)
     doc = {"schema": "recuros.cap.grant/v1", "principal": principal, "rights": names, "dry_run": dry_run, **answer}
     if dry_run:
         ctx.emit(doc, f"{principal} would get {', '.join(names)}; nothing was changed")
@@ -78,11 +81,14 @@ def grant(ctx: Context, principal: str, rights: str, badge: str, dry_run: bool) 
 )
 @click.argument("principal")
 @click.argument("slot", type=click.IntRange(1, 1 << 32))
-@click.option("--dry-run", is_flag=True, help="Say what would go, and change nothing.")
-def revoke(ctx: Context, principal: str, slot: int, dry_run: bool) -> None:
+@changes()
+def revoke(ctx: Context, principal: str, slot: int, dry_run: bool, reason: str) -> None:
     """Take it, at once; calls that wait under it are answered E5-DENIED."""
     with ctx.client() as client:
-        answer = client.cap_take(principal=principal, cap=slot, dry_run=dry_run)
+        if dry_run:
+            answer = client.cap_take(principal=principal, cap=slot, dry_run=True)  # counts what would go
+        else:
+            answer = client.change("cap_take", reason=reason, principal=principal, cap=slot)
     history = _history(ctx, principal, slot)
     doc = {
         "schema": "recuros.cap.revoke/v1",

@@ -8,7 +8,7 @@ import click
 
 from console import programs
 from console.context import Context, Table
-from console.verb import noun, verb
+from console.verb import changes, noun, verb
 from console.verbs.probe_file import check, dump, show
 from console.verbs.probe_maps import stats, trace
 from syscalls.errors import RecurosError
@@ -99,11 +99,12 @@ def _builtins(ctx: Context) -> None:
     exits=(3, 4, 5, 8, 75, 124),
 )
 @click.argument("file")
-def load(ctx: Context, file: str) -> None:
+@changes(dry_run=False)
+def load(ctx: Context, file: str, reason: str) -> None:
     """Load and print the digest."""
     found = programs.compile_name(file)
     with ctx.client() as client:
-        for program, answer in zip(found, _load(client, found), strict=True):
+        for program, answer in zip(found, _load(client, found, reason), strict=True):
             document = {"schema": "recuros.probe.load/v1", "name": program.name, **answer}
             proved = answer["certificate"]
             ctx.emit(
@@ -113,17 +114,17 @@ def load(ctx: Context, file: str) -> None:
             )
 
 
-def _load(client: Client, found: list[Bytecode]) -> list[dict[str, Any]]:
+def _load(client: Client, found: list[Bytecode], reason: str) -> list[dict[str, Any]]:
     from probes import isa
 
-    return [client.rl_load_probe(program=isa.encode(program)) for program in found]
+    return [client.change("rl_load_probe", reason=reason, program=isa.encode(program)) for program in found]
 
 
 @verb(
     "attach",
     "Attach PROGRAM (builtin:NAME, a FILE, a one-liner, or sha256:HEX of what was loaded) at HOOK [the program's own].",
     examples=(
-        "recuros probe attach builtin:cka on_kd_step --every 10",
+        "recuros probe attach builtin:cka on_kd_step --every 10 --reason 'is it learning the middle layers?'",
         "recuros probe attach rms.py 'on_forward:student/blocks.*' --every 5",
         "recuros probe attach 'on_forward:student/blocks.* { @rms[layer] = hist(rms(x)) }'",
     ),
@@ -133,37 +134,43 @@ def _load(client: Client, found: list[Bytecode]) -> list[dict[str, Any]]:
 @click.argument("program")
 @click.argument("hook", default="")
 @click.option("--every", type=click.IntRange(0), default=0, metavar="STEPS", help="Cadence [the program's own].")
-def attach(ctx: Context, program: str, hook: str, every: int) -> None:
+@changes(dry_run=False)
+def attach(ctx: Context, program: str, hook: str, every: int, reason: str) -> None:
     """Attach and print the id."""
     if program.startswith(BUILTIN) and not hook:
         raise RecurosError("E2-USAGE", f"{program} needs a hook", hint=f"recuros probe attach {program} HOOK")
     if program.startswith((BUILTIN, programs.DIGEST_PREFIX)):
         with ctx.client() as client:
-            _attach(ctx, client, hook, program, every)
+            _attach(ctx, client, hook, program, every, reason)
         return
     found = programs.compile_name(program)
     with ctx.client() as client:
-        for answer in _load(client, found):  # all are verified before the first is attached
-            _attach(ctx, client, hook, answer["digest"], every)
+        for answer in _load(client, found, reason):  # all are verified before the first is attached
+            _attach(ctx, client, hook, answer["digest"], every, reason)
 
 
-def _attach(ctx: Context, client: Client, hook: str, prog: str, every: int) -> None:
-    answer = client.rl_attach_probe(hook=hook, prog=prog, every=every)
+def _attach(ctx: Context, client: Client, hook: str, prog: str, every: int, reason: str) -> None:
+    answer = client.change("rl_attach_probe", reason=reason, hook=hook, prog=prog, every=every)
     ctx.changed("recuros.probe.attach/v1", answer, f"probe {answer['id']} at {len(answer['sites'])} sites")
 
 
 @verb(
     "detach",
     "Detach probe ID.",
-    examples=("recuros probe detach 3", "recuros probe detach 3 --json", "recuros --run runs/first probe detach 1"),
+    examples=(
+        "recuros probe detach 3",
+        "recuros probe detach 3 --dry-run --json",
+        "recuros --run runs/first probe detach 1",
+    ),
     right="attach-probe",
     exits=(3, 4, 5, 124),
 )
 @click.argument("probe_id", metavar="ID", type=int)
-def detach(ctx: Context, probe_id: int) -> None:
+@changes()
+def detach(ctx: Context, probe_id: int, reason: str, dry_run: bool) -> None:
     """Detach."""
     with ctx.client() as client:
-        answer = client.rl_detach_probe(id=probe_id)
+        answer = client.change("rl_detach_probe", reason=reason, dry_run=dry_run, id=probe_id)
     ctx.changed("recuros.probe.detach/v1", answer, f"probe {probe_id} detached")
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from console.context import Context, cell
-from console.verb import noun, verb
+from console.verb import changes, noun, verb
 from syscalls.errors import RecurosError
 
 REFUSED: Final = 6
@@ -49,8 +49,8 @@ def _lines(value: Any, indent: str) -> list[str]:
     "Change the replay reservation, if admission allows it.",
     examples=(
         "recuros sched set --budget-ms 800 --period-ms 1000",
-        "recuros sched set --budget-ms 800 --period-ms 1000 --deadline-ms 900",
-        "recuros sched set --budget-ms 3000 --period-ms 4000 --json",
+        "recuros sched set --budget-ms 800 --period-ms 1000 --deadline-ms 900 --dry-run",
+        "recuros sched set --budget-ms 3000 --period-ms 4000 --reason 'larger batches' --json",
     ),
     right="sched-control",
     exits=(3, 5, 6, 124),
@@ -58,13 +58,15 @@ def _lines(value: Any, indent: str) -> list[str]:
 @click.option("--budget-ms", type=_MS, required=True, help="Time a window may use.")
 @click.option("--period-ms", type=_MS, required=True, help="How often a window is granted.")
 @click.option("--deadline-ms", type=_MS, help="Time after its grant by which it must be done [the period].")
-def set_(ctx: Context, budget_ms: int, period_ms: int, deadline_ms: int | None) -> None:
+@changes()
+def set_(ctx: Context, budget_ms: int, period_ms: int, deadline_ms: int | None, reason: str, dry_run: bool) -> None:
     """Ask for the change; a refusal exits 6."""
     window = {"budget_ms": budget_ms, "period_ms": period_ms}
+    deadline = period_ms if deadline_ms is None else deadline_ms
     with ctx.client() as client:
-        answer = client.rl_schedule(window=window, deadline=period_ms if deadline_ms is None else deadline_ms)
+        answer = client.change("rl_schedule", reason=reason, dry_run=dry_run, window=window, deadline=deadline)
     what = f"reservation {budget_ms} ms / {period_ms} ms"
-    if not answer["admitted"]:
+    if not answer.get("admitted", dry_run):
         raise RecurosError(
             "E6-ADMIT",
             f"{what} refused: {cell(answer['witness'])}",

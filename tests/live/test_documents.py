@@ -59,6 +59,10 @@ LINES = {
     "snapshot show golden": 0,
     "sched show": 0,
     "sched admit --dry-run --budget-ms 1 --period-ms 1000": 0,
+    "sched set --budget-ms 9000 --period-ms 20000 --dry-run": 0,
+    "sched set --budget-ms 9000 --period-ms 20000 --reason golden": 0,
+    "cap grant observer --rights steer --reason golden": 0,
+    "probe detach 1 --dry-run": 0,
     "probe ls --programs": 0,
     "probe ls --loaded": 0,
     f"probe check {shlex.quote(ONE_LINER)}": 0,
@@ -190,6 +194,21 @@ def test_every_verb_prints_in_every_form(runtime: Live, output: str, capsys: pyt
         captured = capsys.readouterr()
         assert captured.out.strip() or output in ("jsonl", "name"), line  # no rows, no lines
         assert "\x1b" not in captured.out, "colour off a terminal"
+
+
+def test_no_client_verb_imports_torch(runtime: Live) -> None:
+    code = (
+        "import json, sys; from console.main import run\n"
+        "for line in json.loads(sys.argv[1]):\n"
+        "    run([*line, '--run', sys.argv[2], '-o', 'name'])\n"
+        "    heavy = {'torch', 'transformers', 'sklearn'} & set(sys.modules)\n"
+        "    assert not heavy, (line, heavy)\n"
+    )
+    lines = [shlex.split(line) for line in LINES if not line.startswith(("learner", "snapshot create"))]
+    words = [sys.executable, "-P", "-c", code, json.dumps(lines), str(runtime.run)]
+    env = {**os.environ, "PYTHONPATH": str(GOLDEN.parents[2])}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, check=False, timeout=4 * LIMIT_S)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_a_notebook_sees_the_runtime(runtime: Live) -> None:
