@@ -53,7 +53,7 @@ class Peft:
     """The peer's process."""
 
     def __init__(self, python: Path, backbone: Path, folder: Path, rank: int) -> None:
-        environ = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        environ = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(
             [str(python), str(SCRIPT), str(backbone), str(folder), str(rank)],
             stdin=subprocess.PIPE,

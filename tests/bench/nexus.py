@@ -3,7 +3,7 @@
 Cases of one kind take turns, each round in another order; a ratio pairs a case with the mean of the two bare turns of its round, which
 are the A/A control. Loads are repeated in processes that have imported everything, with the files in the page cache: what a cold disk
 adds is the same for all. The model is drawn, not trained: its costs do not depend on its weights; whether contracts are still met
-after quantization is measured by the gate on trained students, not here.
+after quantization is measured by the gate on trained students, not here. Everything computes with one thread, peers too.
 
     make bench PART=nexus [COUNT=rounds]
 """
@@ -309,6 +309,7 @@ def main() -> None:
         "--no-peft", action="store_true", help="leave the peer out; the part's file is then not written"
     )
     options = parser.parse_args()
+    torch.set_num_threads(1)
     context = {"seeds": [42], "load_before": round(os.getloadavg()[0], 2), "threads": torch.get_num_threads()}
     rows = Rows("nexus", f"make bench PART=nexus COUNT={options.count}", context)
     whole = options.width == WIDTH and not options.no_peft
