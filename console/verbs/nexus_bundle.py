@@ -107,6 +107,45 @@ def _stdin() -> str:
 
 
 @verb(
+    "quantize",
+    "Write a bundle quantized to DST. The gate judges it in the run that made the bundle; elsewhere its report says that nobody did.",
+    examples=(
+        "recuros nexus quantize nexus_bundle_v1 nexus_bundle_v1-qint8 qint8",
+        "recuros nexus quantize nexus_bundle_v1 small nf4 --run runs/pilot",
+        "recuros nexus quantize nexus_bundle_v1 nexus_bundle_v1-int8pack int8pack --enable-uncensored --json",
+    ),
+    right=RIGHT,
+    exits=(*BUNDLE_EXITS, 1, 3),
+)
+@_bundle
+@click.argument("dst", type=click.Path(path_type=Path))
+@click.argument("scheme", type=click.Choice(("qint8", "int8pack", "int8", "nf4")))
+@click.option("--enable-uncensored", is_flag=True, help="Take gated adapters along; without it they are left out.")
+def quantize(ctx: Context, *, bundle: Path, dst: Path, scheme: str, enable_uncensored: bool) -> None:
+    """Quantize, and gate where there is a run to gate with."""
+    from nexus import run as runs
+    from nexus.bundle.quantize import quantize_bundle
+    from nexus.stages.gate import regate
+
+    gated_here = (ctx.run / runs.APP_FILE).is_file()
+    if gated_here:
+        with runs.opened(ctx.run) as run:
+            made = quantize_bundle(
+                bundle, dst, scheme, enable_uncensored=enable_uncensored, recheck=lambda path: regate(run, path)
+            )
+    else:
+        made = quantize_bundle(bundle, dst, scheme, enable_uncensored=enable_uncensored)
+    left_out = made.data["quantization"]["left_out"]
+    judged = "passed the gate" if gated_here else f"not judged: {ctx.run} holds no Nexus run"
+    doc = {"schema": "recuros.nexus.quantize/v1", "bundle": made.bundle_id, "scheme": scheme, "left_out": left_out}
+    without = f"; left out (gated): {', '.join(left_out)}" if left_out else ""
+    ctx.emit(
+        {**doc, "gate": "pass" if gated_here else "not verified"},
+        f"{dst}: {scheme}, {judged}{without}\nbundle id {made.bundle_id}",
+    )
+
+
+@verb(
     "serve",
     "Serve a bundle over HTTP, in the dialect of OpenAI's API, until it is interrupted.",
     examples=(

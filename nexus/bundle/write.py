@@ -267,8 +267,10 @@ def place(path: Path) -> Iterator[Path]:
             "E2-USAGE", f"{path} is there already", hint="name a new directory; bundles are not changed in place"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    outside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    folder = outside / path.name
     try:
+        folder.mkdir()
         yield folder
         for inner in [*folder.rglob("*"), folder]:
             _sync(inner)
@@ -276,7 +278,7 @@ def place(path: Path) -> Iterator[Path]:
         folder.rename(path)
         _sync(path.parent)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(outside, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

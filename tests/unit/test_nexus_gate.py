@@ -296,6 +296,17 @@ def test_verify_stamps_and_says_the_id(made: Path, capsys: pytest.CaptureFixture
     assert form.adapter_path("canary") in capsys.readouterr().err
 
 
+def test_quantize_says_that_nobody_judged_where_there_is_no_run(
+    made: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run(["nexus", "quantize", str(made), str(tmp_path / "q"), "nf4", "--run", str(tmp_path), "--json"]) == 0
+    doc = json.loads(capsys.readouterr().out)
+    assert (doc["gate"], doc["left_out"]) == ("not verified", ["canary"])
+    assert form.read_manifest(tmp_path / "q").bundle_id == doc["bundle"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name.startswith(".")) == []
+    assert run(["nexus", "quantize", str(made), str(tmp_path / "q"), "nf4", "--run", str(tmp_path)]) == 2
+
+
 def test_serve_says_where_and_ends_at_a_signal(made: Path) -> None:
     command = [sys.executable, "-m", "console.main", "nexus", "serve", str(made), "--port", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
