@@ -156,7 +156,7 @@ ARGS: Final[dict[RecordKind, dict[str, str]]] = {
         "figures": "map",
     },
     RecordKind.NEXUS_LOOP: {"edge": "str", "capability": "str", "attempt": "int", "reason": "str", "change": "map"},
-    # act: registered, restored, removed, dropped, added, refused
+    # act: registered, restored, removed, dropped, added, unchanged
     RecordKind.NEXUS_TEACHER: {"teacher": "str", "capability": "str", "act": "str", "reason": "str", "figures": "map"},
     RecordKind.NEXUS_GATE: {"artifact": "str", "verdict": "str", "capabilities": "map"},
 }

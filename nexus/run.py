@@ -30,9 +30,16 @@ def opened(root: Path, app: Path | None = None, progress: Progress = silent) -> 
             app = Path((root / APP_FILE).read_text(encoding="utf-8").strip()) if (root / APP_FILE).is_file() else None
         if app is None:
             raise RecurosError("E4-NOENT", f"{root} holds no Nexus run", hint="recuros nexus run FILE")
+        app = packaged(app)
         loaded = apps.load(app)
         (root / APP_FILE).write_text(f"{app.absolute()}\n", encoding="utf-8")
         yield Context(loaded, root, ledger, progress)
+
+
+def packaged(app: Path) -> Path:
+    """The app's file: the path as given, else the app of that name that comes with Nexus."""
+    found = Path(__file__).parent / "apps" / f"{app}.toml"
+    return found if not app.exists() and app.suffix == "" and found.is_file() else app
 
 
 def run(ctx: Context) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -493,8 +492,3 @@ def _in_process(ctx: Context, job: Job, student: Path) -> tuple[dict[str, torch.
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(deterministic)
     return found, figures
-
-
-def forget_job(ctx: Context, name: str) -> None:
-    """Remove a job's windows; its attempt has another name."""
-    shutil.rmtree(ctx.paths.windows / name, ignore_errors=True)
