@@ -36,7 +36,7 @@ from nexus.bundle.write import write_bundle
 from nexus.model.quantized import DYNAMIC, SCHEMES
 from nexus.model.student import NexusConfig, NexusStudent
 from nexus.model.tokenizer import byte_tokenizer
-from tests.bench import _nexus_leak
+from tests.bench import _nexus_leak, _nexus_profile
 from tests.bench._nexus_peers import Peft, environment
 from tests.bench._rows import Rows
 
@@ -201,6 +201,25 @@ def lora_loading(rows: Rows, peer: Peft, rounds: int) -> None:
     )
 
 
+def profiling(rows: Rows, model: NexusStudent, rounds: int) -> None:
+    """Stage 2's probes beside a plain forward pass."""
+    found = turns(_nexus_profile.cases(model), rounds)
+    size = f"{_nexus_profile.KEY_LAYERS} of {len(model.layers)} layers of {model.width}"
+    for case, name, target in (
+        ("covariance", "profiling: plain forward / with covariance probes", ">= .95"),
+        ("incremental", "profiling: plain forward / with IncrementalPCA", ""),
+    ):
+        share = [1.0 / r for r in ratios(found, case, 0, "first", "second")]
+        rows.add(name, share, target, peer="the plain forward pass", note=size)
+    rows.add("profiling: A/A control", ratios(found, "second", 0, "first"), peer="itself")
+    rows.add(
+        "profiling: stored / raw float16 activations",
+        _nexus_profile.stored_share(model),
+        "<= .01",
+        peer="200 samples of 256 tokens",
+    )
+
+
 def _drop(_thing: Any) -> None:
     """What was loaded is let go inside the turn, for every case alike."""
 
@@ -318,6 +337,7 @@ def main() -> None:
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
         model = student(options.width, LAYERS)
         overhead(rows, model, options.count)
+        profiling(rows, model, options.count)
         plain = loading(rows, model, folder, options.count)
         del model
         quantized(rows, plain, folder, options.count)
