@@ -14,6 +14,8 @@ from syscalls.errors import RecurosError
 from syscalls.serve import Kernel
 
 SERVER: Final = "gpu"
+BACK_SOON: Final = ("E75-AGAIN", "E3-GONE")
+"""The device server is being restarted. On the CPU a window needs nothing of it, so it does not wait."""
 
 
 class Driver:
@@ -31,7 +33,12 @@ class Driver:
         if SERVER not in self._kernel.caps or (on_host and wanted == self._leased):
             return
         self._key = "" if on_host else engine.graph_key(batch)
-        answer = self._kernel.call(f"{SERVER}.lease", bytes=wanted, key=self._key)
+        try:
+            answer = self._kernel.call(f"{SERVER}.lease", bytes=wanted, key=self._key)
+        except RecurosError as error:
+            if on_host and error.code in BACK_SOON:
+                return  # asked again at the next window
+            raise
         self._leased = wanted
         if answer["path"] == "dynamic":
             engine.path.drop()

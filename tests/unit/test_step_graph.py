@@ -255,3 +255,23 @@ def test_on_the_host_memory_is_leased_when_it_changes_and_no_step_is_captured() 
     assert windows(engine, driver, 4) == [{}] * 4
     assert gpu.leases == [engine.state_bytes]
     assert gpu.graphs.counts["captures"] == 0
+
+
+def test_on_the_host_a_window_does_not_wait_for_a_device_server_that_is_restarted() -> None:
+    class Restarting(FakeGpu):
+        down = "E75-AGAIN"
+
+        def call(self, method: str, **columns: Any) -> dict[str, Any]:
+            if self.down:
+                raise RecurosError(self.down, "gpu is dead")
+            return super().call(method, **columns)
+
+    gpu = Restarting()
+    engine, driver = distilling(), Driver(gpu)  # type: ignore[arg-type]
+    assert windows(engine, driver, 2) == [{}, {}]
+    gpu.down = "E6-ADMIT"
+    with pytest.raises(RecurosError, match="gpu is dead"):
+        windows(engine, driver, 1)
+    gpu.down = ""
+    windows(engine, driver, 2)
+    assert gpu.leases == [engine.state_bytes]
