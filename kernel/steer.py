@@ -299,6 +299,7 @@ def schedule(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
             details=witness,
         )
     reserve.change_learner(s, new)
+    s.failures_in_a_row = 0  # those were under another schedule; one more may be on its way under it
     if s.phase == "done" and s.error and s.error[0] == "E7-MISSED":
         s.error, s.failures_in_a_row, s.phase = None, 0, "running"  # the operator gave the plan the time it lacked
     outbox.record(
