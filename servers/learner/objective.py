@@ -137,12 +137,13 @@ class Objective:
                 return role.model.forward(batch, **asked)
 
         watched = self._dispatcher is not None and self._dispatcher.watches("teacher")
-        if self.cache is None or watched:  # a program that watches the teacher wants to see it run
+        if self.cache is None:
             return compute()
         layers = frozenset([t for _, t in layer_map(kd, self._roles)] + [role.model.num_layers])
         if kd.embedding:
             layers |= {0}
-        return self.cache.output(role, batch, layers, asked, compute)
+        # A program that watches the teacher wants to see it run; what it gave is kept all the same.
+        return self.cache.output(role, batch, layers, asked, compute, serve=not watched)
 
     def tensors(
         self, batch: Batch, phase: Phase, kd: KdSettings, terms: Sequence[tuple[Term, float]], weights: Tensor

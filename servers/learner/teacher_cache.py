@@ -63,9 +63,18 @@ class TeacherCache:
         self._counted = -1
 
     def output(
-        self, teacher: Role, batch: Batch, layers: frozenset[int], asked: dict[str, bool], compute: Callable[[], Output]
+        self,
+        teacher: Role,
+        batch: Batch,
+        layers: frozenset[int],
+        asked: dict[str, bool],
+        compute: Callable[[], Output],
+        serve: bool = True,
     ) -> Output:
-        """The teacher's output on this batch. `layers`: those of whose hidden states and attention somebody will read."""
+        """The teacher's output on this batch. `layers`: those of whose hidden states and attention somebody will read.
+
+        Without `serve` it is computed in any case, and kept.
+        """
         ids = batch.get("ids")
         if self.closed or ids is None or bool((ids < 0).any()):
             return compute()
@@ -78,6 +87,8 @@ class TeacherCache:
             out = compute()
             self._keep(table, ids, marks, _parts(out, layers))
             return out
+        if not serve:
+            return compute()
         at = torch.tensor(places)
         if not torch.equal(table.parts[FINGERPRINT][at], marks):
             self.closed = "inputs are not fixed"
