@@ -283,7 +283,21 @@ def _module(path: Path, kind: str, table: TeacherTable) -> Any:
         raise _refuse(
             path, f"lacks {len(missing)} tensors, the first is {missing[0]}", "save the teacher with its head"
         )
-    return module.eval().requires_grad_(False)
+    module = module.eval().requires_grad_(False)
+    if table.precision != "float32":
+        _check_runs(path, module, table.precision)
+    return module
+
+
+def _check_runs(path: Path, module: Any, precision: str) -> None:
+    """bitsandbytes' kernels do not take every size; better to know it now than in the middle of a stage."""
+    try:
+        with torch.no_grad():
+            module(input_ids=torch.zeros(1, 4, dtype=torch.int64))
+    except (AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise _refuse(
+            path, f"does not run in {precision} here: {error}"[:300], 'precision = "float32", or "int8"'
+        ) from error
 
 
 def _tokenizer(path: Path) -> Any:
