@@ -221,7 +221,7 @@ def results(rows: Sequence[tuple[Job, Result]], meta: Mapping[str, Any]) -> Row:
     return {
         "meta": dict(meta),
         "runs": [
-            {"teacher": t, "n": n, "arm": arm, "seed": seed, **result}
+            {**_told(result), "teacher": t, "n": n, "arm": arm, "seed": seed}
             for (t, n, arm, seed), result in sorted(runs.items())
         ],
         "teachers": taught,
@@ -233,6 +233,11 @@ def results(rows: Sequence[tuple[Job, Result]], meta: Mapping[str, Any]) -> Row:
         "observer": verdict(aims),
         "cpu_seconds": round(sum(result.get("cpu_seconds", 0.0) for _, result in rows), 1),
     }
+
+
+def _told(result: Result) -> Result:
+    """A run's own figures; how many images it was scored on goes by the name that labels have here, and is the same for all."""
+    return {name: value for name, value in result.items() if name not in ("n", "params")}
 
 
 def write(journal: Journal, meta: dict[str, Any], folder: Path) -> None:

@@ -365,7 +365,7 @@ def invented(gain: dict[str, float], seeds: int = 4, counts: tuple[int, ...] = (
         for arm in EVERY_ARM:
             for seed in range(seeds):
                 score = 0.85 + n / 2000 + 0.01 * seed + gain.get(arm, 0.0) + 0.001 * rng.normal()
-                result = {"accuracy": score, "agreement": score, "kl": 1 - score, "ece": 0.1, "nll": 0.5}
+                result = {"n": 600.0, "accuracy": score, "agreement": score, "kl": 1 - score, "ece": 0.1, "nll": 0.5}
                 extra = {"temperature_last": 1.5, "weight_spread": 0.3, "weightless_share": 0.2, "gated_share": 0.05}
                 rows.append(
                     (
@@ -400,6 +400,9 @@ def test_a_gain_that_the_control_has_too_is_no_gain() -> None:
     over = {(r["a"], r["b"], r["n"]): r for r in document["contrasts"] if r["metric"] == "accuracy"}
     assert over["observer", "kd-mixup", 60]["mean"] == pytest.approx(3.0, abs=0.3)
     assert document["observer"] == "no gain"
+    assert {r["n"] for r in document["runs"]} == {60, 120}, (
+        "the count of labels, not of images that a run was scored on"
+    )
     page = _digits_page.render(_page.short(document))
     assert "**The Observer: no gain.**" in page
     assert "MISSED" in page
