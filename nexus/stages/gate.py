@@ -28,6 +28,7 @@ from nexus.stages.scope import find_original, max_rank
 from syscalls.errors import RecurosError
 
 RANK_GROWTH = 4
+RANK_LEAST = 32
 STEP_GROWTH = 1.5
 ROUTER_ITEMS = 100
 
@@ -85,7 +86,8 @@ def retry(ctx: Context, capability: CapabilityTable, reason: str) -> None:
     elif state.attempt == 0:
         ctx.loop("5->4", capability.name, reason, {"steps": int(steps * STEP_GROWTH), "rank": rank})
     else:
-        more = min(max_rank(ctx), max(rank * RANK_GROWTH, RANK_GROWTH**2 * 2))
+        measured = profile.measured_rank(ctx, capability.name)
+        more = min(max_rank(ctx), max(rank * RANK_GROWTH, RANK_LEAST, measured))
         if more <= rank:
             drop(ctx, capability, f"{reason}, and rank {rank} is the largest that memory allows")
         else:

@@ -59,6 +59,12 @@ def planned_rank(ctx: Context, capability: str) -> dict[str, Any]:
     return {"rank": rank, "layers": list(range(ctx.app.table.student.layers))}
 
 
+def measured_rank(ctx: Context, capability: str) -> int:
+    """What the capacity plan says, whatever rank the app starts with; 0 without a plan."""
+    path = ctx.paths.profiles / "adapter_capacity_plan.json"
+    return int(read_json(path).get(capability, {}).get("rank", 0)) if path.is_file() else 0
+
+
 def profile(ctx: Context) -> None:
     """Profile what is not profiled, then plan."""
     fresh = [c for c in ctx.live() if 2 not in ctx.cap(c.name).done]
