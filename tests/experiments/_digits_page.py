@@ -381,7 +381,8 @@ def write(found: Row, folder: Path) -> None:
         axes.minorticks_off()
         axes.set_xlabel("labels (logarithmic)")
         axes.set_ylabel("test accuracy, %")
-        axes.legend(frameon=False)
+        if rows:
+            axes.legend(frameon=False)
 
     plot(folder / "accuracy.svg", "Digits, perceptron teacher: mean and 1.96 standard errors", lines)
     compared = [

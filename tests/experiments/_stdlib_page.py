@@ -211,6 +211,7 @@ def _lines(found: Row, axis: int, label: str) -> Any:
             axes.annotate("teacher (test files)", (0, found["teacher"]["bpb"]), fontsize=7, va="bottom")
         axes.set_xlabel(label)
         axes.set_ylabel("bits a byte, validation files")
-        axes.legend(frameon=False, fontsize=7, ncol=2)
+        if found["means"]:
+            axes.legend(frameon=False, fontsize=7, ncol=2)
 
     return lines
