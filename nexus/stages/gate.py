@@ -28,7 +28,6 @@ from nexus.stages.scope import find_original, max_rank
 from syscalls.errors import RecurosError
 
 RANK_GROWTH = 4
-RANK_LEAST = 32
 STEP_GROWTH = 1.5
 ROUTER_ITEMS = 100
 
@@ -76,7 +75,7 @@ def rehearsal(ctx: Context, student: NexusStudent, capability: CapabilityTable) 
 
 
 def retry(ctx: Context, capability: CapabilityTable, reason: str) -> None:
-    """5->4 first: train the same adapter longer; then 5->3: more rank; then an explicit drop."""
+    """5->4 first: train the same adapter longer; then 5->3: more rank, the student's width at least; then a drop."""
     state = ctx.cap(capability.name)
     plan = profile.planned_rank(ctx, capability.name)["rank"]
     rank = state.rank or plan
@@ -87,11 +86,11 @@ def retry(ctx: Context, capability: CapabilityTable, reason: str) -> None:
         ctx.loop("5->4", capability.name, reason, {"steps": int(steps * STEP_GROWTH), "rank": rank})
     else:
         measured = profile.measured_rank(ctx, capability.name)
-        more = min(max_rank(ctx), max(rank * RANK_GROWTH, RANK_LEAST, measured))
+        more = min(max_rank(ctx), max(rank * RANK_GROWTH, ctx.app.table.student.width, measured))
         if more <= rank:
             drop(ctx, capability, f"{reason}, and rank {rank} is the largest that memory allows")
         else:
-            ctx.loop("5->3", capability.name, reason, {"rank": more, "steps": steps})
+            ctx.loop("5->3", capability.name, reason, {"rank": more, "steps": int(steps * STEP_GROWTH)})
 
 
 def drop(ctx: Context, capability: CapabilityTable, reason: str) -> None:
