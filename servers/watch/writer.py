@@ -119,7 +119,10 @@ class Writer:
     def _receive(self, timeout_s: float) -> bool:
         if not select.select([self._sock], [], [], timeout_s)[0]:
             return False
-        data = self._sock.recv(MESSAGE_BYTES_MAX)
+        try:
+            data = self._sock.recv(MESSAGE_BYTES_MAX)
+        except OSError as error:  # a killed child resets a connection that it had not read to the end
+            raise self._gone() from error
         if not data:
             raise self._gone()
         answer = wire.unpack(data)

@@ -29,7 +29,7 @@ from syscalls.rundir import socket_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 FAKES = Path(__file__).resolve().parent / "fakes"
-PATIENCE_S = 60.0
+PATIENCE_S = 180.0
 OPERATOR = ["steer", "interrupt", "attach-probe", "sched-control", "read-trace", "grant", "revoke"]
 
 

@@ -279,7 +279,9 @@ def test_every_table_has_a_place_on_the_reference_page() -> None:
     while waiting:
         below = waiting.pop().__subclasses__()
         waiting += below
-        every |= {table for table in below if not table.__subclasses__()}
+        every |= {
+            t for t in below if not t.__subclasses__() and t.__module__.startswith("servers.")
+        }  # not of an app's file
     assert every - described == {Manifest, Models}
 
 
