@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import click
 
 from console.context import Context
@@ -45,6 +48,7 @@ def dash(ctx: Context, port: int | None, allow_steer: bool, open_: bool) -> None
     with sock:
         number = sock.getsockname()[1]
         server, url = make(ctx.run, number, version("recuros"), steer=allow_steer)
+        stopped = _stops(server)
         doc = {"schema": "recuros.dash.serve/v1", "url": url, "port": number, "run": str(ctx.run), "steer": allow_steer}
         ctx.emit(doc, url)
         mode = "it may steer" if allow_steer else "read-only"
@@ -54,3 +58,17 @@ def dash(ctx: Context, port: int | None, allow_steer: bool, open_: bool) -> None
 
             webbrowser.open(url)
         server.run(sockets=[sock])
+    if stopped:
+        raise KeyboardInterrupt
+
+
+def _stops(server: Any) -> list[int]:
+    """From here on Ctrl-C asks the server to end, also before it has begun to serve; the list then holds the signal."""
+    caught: list[int] = []
+
+    def stop(number: int, _frame: Any) -> None:
+        caught.append(number)
+        server.should_exit = True
+
+    signal.signal(signal.SIGINT, stop)
+    return caught
