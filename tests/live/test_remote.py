@@ -133,12 +133,12 @@ def test_the_listed_key_without_its_secret_or_at_another_server_is_nobody(remote
 )
 def test_bytes_that_are_no_handshake_do_nothing(remote: tuple[Live, Card], data: bytes) -> None:
     live, card = remote
-    with socket.create_connection(("127.0.0.1", port(card)), timeout=WAIT_S) as sock:
-        with contextlib.suppress(OSError):  # it may be cut off at the first byte, or at any later one
-            sock.sendall(data)
-            sock.shutdown(socket.SHUT_WR)
-            while sock.recv(4096):
-                pass
+    sock = socket.create_connection(("127.0.0.1", port(card)), timeout=WAIT_S)
+    with sock, contextlib.suppress(OSError):  # it may be cut off at the first byte, or at any later one
+        sock.sendall(data)
+        sock.shutdown(socket.SHUT_WR)
+        while sock.recv(4096):
+            pass
     live.goes_on(1)
 
 
