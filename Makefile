@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.stamp
 
-.PHONY: boot test setup bench campaign experiment test-gpu dist lint clean help
+.PHONY: boot test retest setup bench campaign experiment test-gpu dist lint clean help
 
 help:
 	@echo 'make boot | test | bench PART= | campaign PART= | experiment NAME= [QUICK=1] | test-gpu | dist | lint | clean'
@@ -33,6 +33,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -m 'not gpu and not slow'
+
+# What failed in the last run, and nothing else.
+retest: $(STAMP)
+	$(BIN)/python -m pytest -m 'not gpu and not slow' --last-failed --last-failed-no-failures none
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
