@@ -105,10 +105,10 @@ class Noun(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, with suggestions."""
-        import difflib
-
         name = args[0]
         if self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib  # only a wrong name needs it
+
             close = difflib.get_close_matches(name, self.list_commands(ctx), n=3, cutoff=0.4)
             more = f"; did you mean: {', '.join(close)}?" if close else ""
             raise click.UsageError(f"no command is called {name!r}{more}", ctx)
