@@ -264,6 +264,28 @@ def test_an_event_reaches_the_page(browser: Browser, dashboard: Served, runtime:
     browser.until("#page", "<b>seen in the page</b>")  # as text: markup in a record is no markup here
 
 
+def test_rows_that_stay_are_the_same_elements_so_that_clicks_and_selections_survive(
+    browser: Browser, dashboard: Served, runtime: Live
+) -> None:
+    browser.open(dashboard.url)
+    browser.until("#conn-text", "live")
+    for page, rows in (("overview", ".feed li"), ("ledger", ".ledger-table tbody tr")):
+        browser.js("location.hash = '#/' + arguments[0]", page)
+        until(lambda rows=rows: browser.js("return document.querySelectorAll(arguments[0]).length > 3", rows), page)
+        browser.js("document.querySelectorAll(arguments[0])[1].mine = true", rows)
+        kept = browser.js("return document.querySelectorAll(arguments[0])[1].dataset.seq", rows)
+        seq = runtime.client.rl_snapshot(name="one more")["seq"]
+        until(lambda rows=rows, seq=seq: browser.js(
+            "return document.querySelector(`${arguments[0]}[data-seq='${arguments[1]}']`)", rows, seq), "the row")  # fmt: skip
+        assert browser.js(
+            "return document.querySelector(`${arguments[0]}[data-seq='${arguments[1]}']`)?.mine", rows, kept
+        )
+        order = browser.js(
+            "return [...document.querySelectorAll(arguments[0])].map((e) => Number(e.dataset.seq))", rows
+        )
+        assert order == sorted(order, reverse=True)
+
+
 def test_a_proof_is_computed_in_the_page_and_a_changed_byte_fails_it(
     browser: Browser, dashboard: Served, runtime: Live
 ) -> None:

@@ -59,6 +59,9 @@ export class LineChart {
     this.marks = marks;
     if (this.legend && names !== this.names) this.renderLegend();
     this.names = names;
+    const seen = JSON.stringify([series.map((x) => [x.name, x.colour, x.points.length, x.points[0], x.points[x.points.length >> 1], x.points.at(-1)]), marks.length, marks.at(-1)]);
+    if (seen === this.seen) return; // nothing came since; a resize and the legend render by themselves
+    this.seen = seen;
     this.render();
   }
 

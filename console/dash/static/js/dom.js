@@ -33,6 +33,53 @@ export function put(element, ...children) {
   return element;
 }
 
+/**
+ * As `put`, but what is there already stays and takes on what differs: no layout and no paint for the rest, and a selection, a focus and a
+ * click under way survive. Handlers stay with the elements they were given to, so they read what they are about from the element.
+ */
+export function patch(element, ...children) {
+  const made = document.createDocumentFragment();
+  append(made, children);
+  morphChildren(element, made);
+  return element;
+}
+
+function morphChildren(element, made) {
+  const there = [...element.childNodes];
+  const wanted = [...made.childNodes];
+  for (const [i, node] of wanted.entries()) {
+    if (there[i]) morph(there[i], node);
+    else element.append(node);
+  }
+  for (const old of there.slice(wanted.length)) old.remove();
+}
+
+function morph(old, made) {
+  if (old.nodeName !== made.nodeName) old.replaceWith(made);
+  else if (old.nodeType === Node.TEXT_NODE) {
+    if (old.data !== made.data) old.data = made.data;
+  } else {
+    for (const { name } of [...old.attributes]) if (!made.hasAttribute(name)) old.removeAttribute(name);
+    for (const { name, value } of made.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    morphChildren(old, made);
+  }
+}
+
+/** Rows by their key, in the order given: new ones are put in, old ones are taken out, the others stay and take on what differs. */
+export function keyed(element, rows, keyOf, make) {
+  const wanted = new Set(rows.map((r) => String(keyOf(r))));
+  for (const old of [...element.children]) if (!wanted.has(old.dataset.key)) old.remove();
+  let at = element.firstElementChild;
+  for (const row of rows) {
+    const made = make(row);
+    made.dataset.key = keyOf(row);
+    if (at?.dataset.key === made.dataset.key) {
+      morph(at, made);
+      at = at.nextElementSibling;
+    } else element.insertBefore(made, at);
+  }
+}
+
 export function setText(element, text) {
   const value = String(text);
   if (element.textContent !== value) element.textContent = value;

@@ -1,6 +1,6 @@
 // Layer by step: what probes left in the evidence of each window.
 
-import { card, empty, h, head, number, put, recordLink, table } from "../dom.js";
+import { card, empty, h, head, number, patch, put, recordLink, table } from "../dom.js";
 import { Heat, paintScale } from "../heat.js";
 
 const NAMES = { cka: "CKA", "attn-kl": "attention KL", gradnorm: "gradient norm", fisher: "Fisher information", rms: "RMS", svcca: "SVCCA", pwcca: "PWCCA", "attn-entropy": "attention entropy", "dead-units": "dead units" };
@@ -52,7 +52,7 @@ export default {
       if (!keys.length) {
         const gone = rows.filter((r) => r.gone).length;
         put(box, empty("No probe has left figures of layers", gone ? `The evidence of ${gone} windows was collected.` : "Attach one while the learner runs; each committed window adds a column.", COMMANDS.cka), h("div", { class: "empty" }, FIRST.slice(1).map((p) => h("code", {}, COMMANDS[p]))));
-        put(latest, h("p", { class: "empty" }, "nothing yet"));
+        patch(latest, h("p", { class: "empty" }, "nothing yet"));
         put(choice, h("option", {}, "no figure yet"));
         choice.disabled = true;
         return;
@@ -75,7 +75,7 @@ export default {
       const bar = h("canvas", { width: 140, height: 10, "aria-hidden": "true" });
       put(legend, number(range.low, 3), bar, number(range.high, 3), range.log ? " (log)" : "");
       paintScale(bar);
-      put(latest, table([{ name: "Layer", class: "mono", of: (l) => title(program, l) }, ...figureNames(kept, program).map((f) => ({ name: f, num: true, of: (l) => number(last(kept, program, l)?.[f]) })), { name: "Window", num: true, of: (l) => lastRow(kept, program, l)?.window ?? "–" }, { name: "Record", of: (l) => (lastRow(kept, program, l) ? recordLink(lastRow(kept, program, l).seq) : "–") }], layers, { label: `Latest ${label(chosen)}` }));
+      patch(latest, table([{ name: "Layer", class: "mono", of: (l) => title(program, l) }, ...figureNames(kept, program).map((f) => ({ name: f, num: true, of: (l) => number(last(kept, program, l)?.[f]) })), { name: "Window", num: true, of: (l) => lastRow(kept, program, l)?.window ?? "–" }, { name: "Record", of: (l) => (lastRow(kept, program, l) ? recordLink(lastRow(kept, program, l).seq) : "–") }], layers, { label: `Latest ${label(chosen)}` }));
     }
 
     put(box, h("p", { class: "empty" }, "Reading the evidence of each window…"));

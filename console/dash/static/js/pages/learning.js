@@ -1,6 +1,6 @@
 // Learning curves by window, scores on held-out data, and the generations.
 
-import { card, count, h, head, number, percent, put, recordLink, segments, table } from "../dom.js";
+import { card, count, h, head, number, patch, percent, recordLink, segments, table } from "../dom.js";
 import { LineChart } from "../chart.js";
 
 const TERMS = ["loss", "task", "kd", "hint", "at", "rkd", "rkd_angle", "ewc", "jacobian", "calibration", "cosine", "embedding", "attention_mse", "minilm_at", "minilm_vr", "semantic"]; // those of servers/learner/losses; the learner reports the ones that are on
@@ -64,7 +64,7 @@ export default {
       sparsity.draw([{ name: "sparsity", colour: "--c6", points: series("sparsity") }], marks);
       speed.draw([{ name: "step", colour: "--c3", points: series("step_ms") }], marks);
       const rows = generationRows(store);
-      put(generations, table([{ name: "Generation", num: true, of: (g) => g.gen }, { name: "Began at window", num: true, of: (g) => g.from }, { name: "Windows", num: true, of: (g) => count(g.windows) }, { name: "First loss", num: true, of: (g) => number(g.first) }, { name: "Last loss", num: true, of: (g) => number(g.last) }, { name: "Student accuracy", num: true, of: (g) => percent(g.accuracy) }, { name: "Student parameters", num: true, of: (g) => count(g.params) }, { name: "Why", of: (g) => g.reason }, { name: "Record", of: (g) => (g.seq >= 0 ? recordLink(g.seq) : "–") }], rows.slice(-12).reverse(), { label: "Generations" }));
+      patch(generations, table([{ name: "Generation", num: true, of: (g) => g.gen }, { name: "Began at window", num: true, of: (g) => g.from }, { name: "Windows", num: true, of: (g) => count(g.windows) }, { name: "First loss", num: true, of: (g) => number(g.first) }, { name: "Last loss", num: true, of: (g) => number(g.last) }, { name: "Student accuracy", num: true, of: (g) => percent(g.accuracy) }, { name: "Student parameters", num: true, of: (g) => count(g.params) }, { name: "Why", of: (g) => g.reason }, { name: "Record", of: (g) => (g.seq >= 0 ? recordLink(g.seq) : "–") }], rows.slice(-12).reverse(), { label: "Generations" }));
     }
     return { draw, close: () => [loss, accuracy, retention, grad, rate, cka, sparsity, speed].forEach((c) => c.close()) };
   },

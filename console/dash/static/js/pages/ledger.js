@@ -1,6 +1,6 @@
 // The ledger: every record, a search over all of it, the state as of a record, and its proof, checked by this page.
 
-import { brief, card, clock, count, dateTime, empty, h, head, number, pill, put, short } from "../dom.js";
+import { brief, card, clock, count, dateTime, empty, h, head, keyed, number, patch, pill, put, short } from "../dom.js";
 import { check } from "../proof.js";
 import { sentence } from "./overview.js";
 import { toneOf } from "../store.js";
@@ -74,10 +74,10 @@ export default {
 
     function drawRows() {
       const shown = older || newest();
-      put(rows, shown.map((r) => h("tr", { class: "link", tabindex: 0, "data-seq": r.seq, "aria-selected": String(r.seq === selected), onclick: () => choose(r.seq), onkeydown: (e) => step(e, r.seq) },
-        h("td", { class: "num" }, r.seq), h("td", { class: "nowrap" }, clock(r.t)), h("td", { class: "nowrap wide" }, r.actor), h("td", { class: "nowrap" }, pill(r.kind, toneOf(r))), h("td", { class: "what" }, sentence(r)))));
+      keyed(rows, shown, (r) => r.seq, (r) => h("tr", { class: "link", tabindex: 0, "data-seq": r.seq, "aria-selected": String(r.seq === selected), onclick: () => choose(r.seq), onkeydown: (e) => step(e, r.seq) },
+        h("td", { class: "num" }, r.seq), h("td", { class: "nowrap" }, clock(r.t)), h("td", { class: "nowrap wide" }, r.actor), h("td", { class: "nowrap" }, pill(r.kind, toneOf(r))), h("td", { class: "what" }, sentence(r))));
       const canMore = older ? before > 0 : shown.length && shown.at(-1).seq > 0;
-      put(foot, !shown.length ? empty("No record matches", "Kind and actor are exact; text is looked for in every field.") : canMore ? h("button", { class: "button", onclick: more }, "Older records") : h("span", {}, older ? `${count(older.length)} records match` : "The first record"));
+      patch(foot, !shown.length ? empty("No record matches", "Kind and actor are exact; text is looked for in every field.") : canMore ? h("button", { class: "button", onclick: more }, "Older records") : h("span", {}, older ? `${count(older.length)} records match` : "The first record"));
     }
 
     function step(e, seq) {

@@ -1,6 +1,6 @@
 // Everything at a glance.
 
-import { bar, bytes, card, clock, count, duration, h, head, number, percent, pill, put, brief, recordLink, setText, short } from "../dom.js";
+import { bar, brief, bytes, card, clock, count, duration, h, head, keyed, number, patch, percent, pill, put, recordLink, setText, short } from "../dom.js";
 import { LineChart } from "../chart.js";
 import { toneOf } from "../store.js";
 
@@ -59,10 +59,7 @@ export default {
 
     function instant() {
       const rows = store.records.slice(-160).filter((r) => !QUIET_KINDS.has(r.kind)).slice(-FEED_ROWS).reverse();
-      const newest = rows[0]?.seq ?? -1;
-      if (feed.dataset.newest === String(newest)) return;
-      feed.dataset.newest = newest;
-      put(feed, rows.map((r) => h("li", { "data-seq": r.seq }, h("time", {}, clock(r.t)), h("i", { class: "dot", "data-tone": toneOf(r) }), h("span", { class: "what" }, sentence(r)), h("a", { class: "seq", href: `#/ledger/${r.seq}` }, `#${r.seq}`))));
+      keyed(feed, rows, (r) => r.seq, (r) => h("li", { "data-seq": r.seq }, h("time", {}, clock(r.t)), h("i", { class: "dot", "data-tone": toneOf(r) }), h("span", { class: "what" }, sentence(r)), h("a", { class: "seq", href: `#/ledger/${r.seq}` }, `#${r.seq}`)));
     }
 
     function draw() {
@@ -72,18 +69,18 @@ export default {
       const last = commit?.metrics || {};
       const done = status?.done_windows ?? commit?.id ?? 0;
       const planned = status?.planned ?? 0;
-      put(plan.value, count(done), h("small", {}, planned && done <= planned ? ` of ${count(planned)} windows` : " windows"));
-      put(plan.bar, bar(planned ? done / planned : done ? 1 : 0));
+      patch(plan.value, count(done), h("small", {}, planned && done <= planned ? ` of ${count(planned)} windows` : " windows"));
+      patch(plan.bar, bar(planned ? done / planned : done ? 1 : 0));
       setText(plan.foot, `${status?.phase?.name || commit?.phase || "–"} · generation ${status?.generation ?? commit?.gen ?? 0}${planned && done > planned ? " · repeating" : ""}`);
       const evaluation = store.evaluations.findLast((e) => e.split !== "test") || store.evaluations.at(-1); // no look at the test split while decisions are made
       const reference = evaluation && store.reference(evaluation.split);
       const share = evaluation && reference?.accuracy ? evaluation.student.accuracy / reference.accuracy : null;
-      put(kept.value, percent(share), h("small", {}, " retained"));
-      put(kept.bar, bar(share, share >= 0.95 ? "good" : share >= 0.8 ? "warn" : "bad"));
+      patch(kept.value, percent(share), h("small", {}, " retained"));
+      patch(kept.bar, bar(share, share >= 0.95 ? "good" : share >= 0.8 ? "warn" : "bad"));
       setText(kept.foot, evaluation ? `${percent(evaluation.student.accuracy)} accuracy on ${evaluation.split} at window ${evaluation.window}${last.student_params ? `, ${count(last.student_params)} parameters` : ""}` : "no evaluation yet");
-      put(loss.value, number(last.loss, 4));
+      patch(loss.value, number(last.loss, 4));
       setText(loss.foot, commit ? `window ${commit.id}${Number.isFinite(last.grad_norm) ? ` · gradient norm ${number(last.grad_norm, 3)}` : ""}${Number.isFinite(last.step_ms) ? ` · ${number(last.step_ms, 3)} ms a step` : ""}` : "no window has committed yet");
-      put(misses.value, count(counts.missed), h("small", {}, " missed"));
+      patch(misses.value, count(counts.missed), h("small", {}, " missed"));
       misses.value.className = `value${counts.missed ? " tone-bad" : ""}`;
       setText(misses.foot, `${count(counts.committed)} committed, ${count(counts.rolled)} rolled back`);
       chart.draw([{ name: "loss", colour: "--c1", points: store.commits.map((w) => [w.id, w.metrics?.loss]) }], store.generations.map((g) => ({ x: g.window, text: `gen ${g.gen}` })));
@@ -101,14 +98,14 @@ function drawWindow(root, store) {
   const open = [...store.open.values()].at(-1);
   if (w?.id) {
     const late = w.left_ns < 0;
-    put(root, h("div", { class: "stat" }, h("div", { class: "value" }, `#${w.id} `, h("small", {}, `${w.phase} · ${w.state}`)),
+    patch(root, h("div", { class: "stat" }, h("div", { class: "value" }, `#${w.id} `, h("small", {}, `${w.phase} · ${w.state}`)),
       bar(w.steps ? w.step / w.steps : 0), h("div", { class: "foot" }, `step ${w.step} of ${w.steps}`)),
       h("table", { class: "plain" }, h("tbody", {}, [["Deadline", late ? `${duration(-w.left_ns)} ago` : `in ${duration(w.left_ns)}`], ["Budget", duration(w.budget_ns)], ["Policy in force", brief(omit(store.gauges.status.policy), 46)], ["Waiting changes", String(store.gauges.status.directives?.length ?? 0)]].map(([k, v]) => h("tr", {}, h("td", { class: "quiet" }, k), h("td", { class: late && k === "Deadline" ? "tone-bad" : "" }, v))))));
-  } else if (store.gauges.up === false && open) put(root, h("p", { class: "quiet" }, `Window ${open.id} was open when the runtime ended; a boot begins it again from its base.`));
+  } else if (store.gauges.up === false && open) patch(root, h("p", { class: "quiet" }, `Window ${open.id} was open when the runtime ended; a boot begins it again from its base.`));
   else if (store.commit) {
     const c = store.commit;
-    put(root, h("div", { class: "stat" }, h("div", { class: "value" }, `#${c.id} `, h("small", {}, "committed"))), h("table", { class: "plain" }, h("tbody", {}, [["Took", duration(c.end - c.start)], ["CPU", duration(c.metrics?.used_ns)], ["Left to the deadline", duration(c.metrics?.left_ns)], ["Snapshot", short(c.snapshot)], ["Record", recordLink(c.commitSeq)]].map(([k, v]) => h("tr", {}, h("td", { class: "quiet" }, k), h("td", {}, v))))));
-  } else put(root, h("p", { class: "quiet" }, "No window yet."));
+    patch(root, h("div", { class: "stat" }, h("div", { class: "value" }, `#${c.id} `, h("small", {}, "committed"))), h("table", { class: "plain" }, h("tbody", {}, [["Took", duration(c.end - c.start)], ["CPU", duration(c.metrics?.used_ns)], ["Left to the deadline", duration(c.metrics?.left_ns)], ["Snapshot", short(c.snapshot)], ["Record", recordLink(c.commitSeq)]].map(([k, v]) => h("tr", {}, h("td", { class: "quiet" }, k), h("td", {}, v))))));
+  } else patch(root, h("p", { class: "quiet" }, "No window yet."));
 }
 
 const omit = (policy) => Object.fromEntries(Object.entries(policy || {}).filter(([k]) => k !== "evidence" && k !== "weights"));
@@ -116,11 +113,11 @@ const omit = (policy) => Object.fromEntries(Object.entries(policy || {}).filter(
 function drawServers(root, store) {
   const { status } = store.gauges;
   if (!status) {
-    put(root, h("p", { class: "quiet" }, "No process runs."));
+    patch(root, h("p", { class: "quiet" }, "No process runs."));
     return;
   }
   const rows = [{ name: "kernel", state: "running", ...status.kernel }, ...status.servers];
-  put(root, h("table", { class: "plain" }, h("tbody", {}, rows.map((p) => h("tr", {}, h("td", {}, p.name, p.restarts ? h("span", { class: "tone-warn" }, ` restarted ${p.restarts}×`) : ""), h("td", {}, bytes(p.rss_bytes)), h("td", {}, pill(p.state, SERVER_TONES[p.state] || "warn")))))));
+  patch(root, h("table", { class: "plain" }, h("tbody", {}, rows.map((p) => h("tr", {}, h("td", {}, p.name, p.restarts ? h("span", { class: "tone-warn" }, ` restarted ${p.restarts}×`) : ""), h("td", {}, bytes(p.rss_bytes)), h("td", {}, pill(p.state, SERVER_TONES[p.state] || "warn")))))));
 }
 
 function drawFacts(root, app) {
@@ -128,7 +125,7 @@ function drawFacts(root, app) {
   const { status } = store.gauges;
   const boot = store.boot;
   const rows = [["Directory", h("span", { class: "mono" }, app.run)], ["Boot", boot ? [boot.id, " ", recordLink(boot.seq)] : "–"], ["Boots", count(store.boots.length)], ["Up", status ? duration(status.uptime_ns) : "–"], ["Probes", status ? count(status.probes.length) : "–"], ["Policies", count(store.policies.filter((p) => Object.keys(p.settings).length && !p.settings.refused).length)], ["Snapshot", short(store.commit?.snapshot)], ["Faults", store.faults.length ? h("span", { class: "tone-bad" }, count(store.faults.length)) : "none"]];
-  put(root, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
+  patch(root, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)]));
 }
 
 function buildTools(app, tools) {

@@ -1,6 +1,6 @@
 // Probes: what they hang on, what they cost, what they lost, what the verifier proved, and their maps while they run.
 
-import { bar, brief, card, count, duration, empty, h, head, number, pill, put, recordLink, table } from "../dom.js";
+import { bar, brief, card, count, duration, empty, h, head, number, patch, pill, put, recordLink, table } from "../dom.js";
 
 const LOOK_MS = 1500;
 
@@ -69,28 +69,28 @@ export default {
     function draw() {
       const live = rows();
       if (chosen === null && live.length) chosen = live[0].id;
-      if (!store.gauges.up) put(list, empty("No runtime is up", "Which probes were attached is below; their figures by window are on the layers page."));
-      else if (!live.length) put(list, store.gauges.probes_denied ? empty("Probes are not shown", store.gauges.probes_denied) : empty("No probe is attached", "One line attaches a built-in to the running learner.", "recuros probe attach builtin:rms 'on_forward:student/**'"));
+      if (!store.gauges.up) patch(list, empty("No runtime is up", "Which probes were attached is below; their figures by window are on the layers page."));
+      else if (!live.length) patch(list, store.gauges.probes_denied ? empty("Probes are not shown", store.gauges.probes_denied) : empty("No probe is attached", "One line attaches a built-in to the running learner.", "recuros probe attach builtin:rms 'on_forward:student/**'"));
       else {
-        put(list, h("div", { class: "scroll" }, h("table", { "aria-label": "Attached probes" }, h("thead", {}, h("tr", {}, ["Id", "Program", "Hook", "Sites", "Fired", "Cost a firing", "In all", "Drops", "Runs as", "Owner"].map((n, i) => h("th", { scope: "col", class: i > 2 && i < 8 ? "num" : null }, n)), app.steer && h("th", {}))),
-          h("tbody", {}, live.map((p) => h("tr", { class: "link", "aria-selected": String(p.id === chosen), tabindex: 0, onclick: () => choose(p.id), onkeydown: (e) => e.key === "Enter" && choose(p.id) },
+        patch(list, h("div", { class: "scroll" }, h("table", { "aria-label": "Attached probes" }, h("thead", {}, h("tr", {}, ["Id", "Program", "Hook", "Sites", "Fired", "Cost a firing", "In all", "Drops", "Runs as", "Owner"].map((n, i) => h("th", { scope: "col", class: i > 2 && i < 8 ? "num" : null }, n)), app.steer && h("th", {}))),
+          h("tbody", {}, live.map((p) => h("tr", { class: "link", "aria-selected": String(p.id === chosen), tabindex: 0, "data-id": p.id, onclick: (e) => choose(Number(e.currentTarget.dataset.id)), onkeydown: (e) => e.key === "Enter" && choose(Number(e.currentTarget.dataset.id)) },
             h("td", {}, p.id), h("td", { class: "nowrap" }, h("b", {}, p.program), p.evicted ? [" ", pill("evicted", "bad", p.evicted)] : null), h("td", { class: "mono" }, p.hook), h("td", { class: "num" }, p.sites.length), h("td", { class: "num" }, count(p.fired)), h("td", { class: "num" }, duration(p.cost_ns)), h("td", { class: "num" }, duration(p.total_ns)), h("td", { class: "num" }, h("span", { class: p.drops ? "tone-bad" : "" }, count(p.drops))), h("td", {}, pill(p.backend, p.backend === "jit" ? "good" : "idle", p.reason || "")), h("td", { class: "nowrap" }, p.owner),
             app.steer && h("td", {}, h("button", { class: "button small", onclick: (e) => {
               e.stopPropagation();
-              detach(app, p);
+              detach(app, rows().find((r) => r.id === Number(e.currentTarget.closest("tr").dataset.id)));
             } }, "Detach"))))))));
       }
       const row = live.find((p) => p.id === chosen);
       if (row) {
         prove(row);
-        put(log, drawProof(row, certificates.get(row.prog)));
+        patch(log, drawProof(row, certificates.get(row.prog)));
         readMaps();
       } else {
-        put(log, h("p", { class: "quiet" }, "Choose an attached probe."));
+        patch(log, h("p", { class: "quiet" }, "Choose an attached probe."));
         put(maps, h("p", { class: "quiet" }, store.gauges.up ? "Choose an attached probe." : "Known while a runtime is up."));
       }
       const events = [...store.probes.values()].slice(-60).reverse();
-      put(past, events.length ? h("div", { class: "scroll" }, h("table", { "aria-label": "Probes in the ledger" }, h("thead", {}, h("tr", {}, ["Record", "Boot", "Id", "Program", "Hook", "From step", "By", "Until"].map((n) => h("th", { scope: "col" }, n)))), h("tbody", {}, events.map((p) => h("tr", {}, h("td", {}, recordLink(p.seq)), h("td", { class: "mono" }, p.boot.id.slice(0, 8)), h("td", {}, p.id), h("td", {}, p.prog.split(",")[0]), h("td", { class: "mono" }, p.hook), h("td", {}, count(p.step)), h("td", { class: "nowrap" }, p.actor), h("td", {}, p.gone ? [`step ${p.gone.step}: ${p.gone.why} `, recordLink(p.gone.seq)] : p.boot === store.boot && store.gauges.up ? pill("attached", "good") : "end of the boot")))))) : h("p", { class: "empty" }, "no probe was ever attached"));
+      patch(past, events.length ? h("div", { class: "scroll" }, h("table", { "aria-label": "Probes in the ledger" }, h("thead", {}, h("tr", {}, ["Record", "Boot", "Id", "Program", "Hook", "From step", "By", "Until"].map((n) => h("th", { scope: "col" }, n)))), h("tbody", {}, events.map((p) => h("tr", {}, h("td", {}, recordLink(p.seq)), h("td", { class: "mono" }, p.boot.id.slice(0, 8)), h("td", {}, p.id), h("td", {}, p.prog.split(",")[0]), h("td", { class: "mono" }, p.hook), h("td", {}, count(p.step)), h("td", { class: "nowrap" }, p.actor), h("td", {}, p.gone ? [`step ${p.gone.step}: ${p.gone.why} `, recordLink(p.gone.seq)] : p.boot === store.boot && store.gauges.up ? pill("attached", "good") : "end of the boot")))))) : h("p", { class: "empty" }, "no probe was ever attached"));
     }
     return { draw };
   },

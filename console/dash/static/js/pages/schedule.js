@@ -1,6 +1,6 @@
 // The schedule as it was and is: windows against their deadlines, the fair class, what each reservation uses.
 
-import { bar, card, clock, count, duration, h, head, number, percent, pill, put, recordLink, segments, table, brief } from "../dom.js";
+import { bar, brief, card, clock, count, duration, h, head, number, patch, percent, pill, put, recordLink, segments, table } from "../dom.js";
 import { Gantt } from "../gantt.js";
 import { LineChart } from "../chart.js";
 
@@ -42,7 +42,7 @@ export default {
     function drawDetail() {
       const w = selected || store.windows.at(-1);
       if (!w) {
-        put(detail, h("p", { class: "quiet" }, "No window yet."));
+        patch(detail, h("p", { class: "quiet" }, "No window yet."));
         return;
       }
       const tone = w.outcome === "committed" ? "good" : w.outcome === "running" ? "accent" : "bad";
@@ -50,7 +50,7 @@ export default {
       if (w.reason) rows.push(["Reason", w.reason]);
       if (w.outcome === "rolled back") rows.push(["Restored", w.exact ? "bit-exact" : "NOT exact"]);
       rows.push(["Records", [w.seq, w.missSeq, w.commitSeq, w.rollSeq].filter((x) => x !== undefined).map((x) => [recordLink(x), " "])]);
-      put(detail, h("div", { class: "stat" }, h("div", { class: "value" }, `#${w.id}`)), h("dl", { class: "facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])));
+      patch(detail, h("div", { class: "stat" }, h("div", { class: "value" }, `#${w.id}`)), h("dl", { class: "facts" }, rows.map(([k, v]) => [h("dt", {}, k), h("dd", {}, v)])));
     }
 
     function draw() {
@@ -64,10 +64,10 @@ export default {
       drawDetail();
       used.draw([{ name: "used of the budget", colour: "--c2", points: store.commits.filter((w) => w.budget).map((w) => [w.id, w.metrics?.used_ns / w.budget]) }], store.windows.filter((w) => w.missed).map((w) => ({ x: w.id, text: "miss" })));
       const sched = store.gauges.sched;
-      put(reservations, sched?.reservations?.length ? sched.reservations.map((r) => h("div", {}, h("table", { class: "plain" }, h("tbody", {}, [["Name", `${r.name} of ${r.server}, lane ${r.lane}`], ["Budget / period", `${number(r.budget_ms)} / ${number(r.period_ms)} ms`], ["Deadline", `${number(r.deadline_ms)} ms`], ["Utilisation admitted", percent(r.utilisation, 0)], ["Used in all", duration(r.used_ns)], ["Overruns", count(r.overruns)], ["On overrun", r.overrun]].map(([k, v]) => h("tr", {}, h("td", { class: "quiet" }, k), h("td", {}, v))))), bar(r.utilisation, r.utilisation > 0.95 ? "bad" : ""))) : admitted(store));
-      put(fair, sched?.fair?.length ? meters(sched.fair) : h("p", { class: "quiet" }, store.gauges.denied?.sched ? `not shown: ${store.gauges.denied.sched}` : "Known while a runtime is up."));
-      put(boxes, store.gauges.channels ? table([{ name: "Server", of: (c) => c.server }, { name: "Waiting", num: true, of: (c) => `${c.messages} / ${c.messages_max}` }, { name: "Accepted", num: true, of: (c) => count(c.accepted) }, { name: "Refused", num: true, of: (c) => h("span", { class: c.refused ? "tone-bad" : "" }, count(c.refused)) }, { name: "Dropped", num: true, of: (c) => h("span", { class: c.dropped ? "tone-bad" : "" }, count(c.dropped)) }], store.gauges.channels, { label: "Mailboxes" }) : h("p", { class: "empty" }, "Known while a runtime is up."));
-      put(decisions, table([{ name: "Record", of: (a) => recordLink(a.seq) }, { name: "Decision", of: (a) => pill(a.kind.replace("sched.", ""), a.kind === "sched.refuse" ? "bad" : "good") }, { name: "Reservation", of: (a) => a.name }, { name: "Budget / period", num: true, of: (a) => `${a.budget_ns / 1e6} / ${a.period_ns / 1e6} ms` }, { name: "Utilisation", num: true, of: (a) => h("span", { title: brief(a.witness, 200) }, percent(a.witness?.utilisation, 0)) }], store.boots.flatMap((b) => b.admissions).slice(-8).reverse(), { label: "Admissions" }));
+      patch(reservations, sched?.reservations?.length ? sched.reservations.map((r) => h("div", {}, h("table", { class: "plain" }, h("tbody", {}, [["Name", `${r.name} of ${r.server}, lane ${r.lane}`], ["Budget / period", `${number(r.budget_ms)} / ${number(r.period_ms)} ms`], ["Deadline", `${number(r.deadline_ms)} ms`], ["Utilisation admitted", percent(r.utilisation, 0)], ["Used in all", duration(r.used_ns)], ["Overruns", count(r.overruns)], ["On overrun", r.overrun]].map(([k, v]) => h("tr", {}, h("td", { class: "quiet" }, k), h("td", {}, v))))), bar(r.utilisation, r.utilisation > 0.95 ? "bad" : ""))) : admitted(store));
+      patch(fair, sched?.fair?.length ? meters(sched.fair) : h("p", { class: "quiet" }, store.gauges.denied?.sched ? `not shown: ${store.gauges.denied.sched}` : "Known while a runtime is up."));
+      patch(boxes, store.gauges.channels ? table([{ name: "Server", of: (c) => c.server }, { name: "Waiting", num: true, of: (c) => `${c.messages} / ${c.messages_max}` }, { name: "Accepted", num: true, of: (c) => count(c.accepted) }, { name: "Refused", num: true, of: (c) => h("span", { class: c.refused ? "tone-bad" : "" }, count(c.refused)) }, { name: "Dropped", num: true, of: (c) => h("span", { class: c.dropped ? "tone-bad" : "" }, count(c.dropped)) }], store.gauges.channels, { label: "Mailboxes" }) : h("p", { class: "empty" }, "Known while a runtime is up."));
+      patch(decisions, table([{ name: "Record", of: (a) => recordLink(a.seq) }, { name: "Decision", of: (a) => pill(a.kind.replace("sched.", ""), a.kind === "sched.refuse" ? "bad" : "good") }, { name: "Reservation", of: (a) => a.name }, { name: "Budget / period", num: true, of: (a) => `${a.budget_ns / 1e6} / ${a.period_ns / 1e6} ms` }, { name: "Utilisation", num: true, of: (a) => h("span", { title: brief(a.witness, 200) }, percent(a.witness?.utilisation, 0)) }], store.boots.flatMap((b) => b.admissions).slice(-8).reverse(), { label: "Admissions" }));
     }
     return { draw, close: () => {
       gantt.close();
