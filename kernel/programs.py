@@ -20,6 +20,7 @@ from typing import Any, Final
 from kernel import outbox
 from kernel.broker import answer, answer_error, release_page, request
 from kernel.events import Again
+from kernel.plan import next_step
 from kernel.sched import admit_probe
 from kernel.state import KERNEL, Caller, Check, Probe, Program, State, Turn
 from probes import catalogue, isa, sites
@@ -120,6 +121,10 @@ def _keep(t: Turn, check: Check, certificate: Certificate) -> None:
     """Verified: the bytes become durable before anybody is told."""
     s = t.state
     known = s.programs.get(certificate.program)
+    if check.caller is not None and check.caller.trial:
+        proved = {"digest": PREFIX + certificate.program, "certificate": summary(certificate), "seq": -1}
+        answer(t, check.caller, proved)
+        return
     if known is not None and check.caller is not None:
         answer(
             t, check.caller, {"digest": PREFIX + known.digest, "certificate": summary(certificate), "seq": known.seq}
@@ -257,10 +262,9 @@ def attach(t: Turn, hook: str, prog: str, every: int, caller: Caller | None, act
     check_rights(program.name, held)
     cadence = every or program.every
     probe = Probe(
-        s.next_probe, str(where), f"{PREFIX}{program.digest},every={cadence}", cadence,
+        _number(s, caller), str(where), f"{PREFIX}{program.digest},every={cadence}", cadence,
         object=program.object, owner=actor,
     )  # fmt: skip
-    s.next_probe += 1
     _match(t, probe, caller, held, fresh=True)
 
 
@@ -269,9 +273,16 @@ def attach_builtin(
 ) -> None:
     """Begin to attach a built-in: the learner compiles it, and what it hands over is verified here like anyone's program."""
     s = t.state
-    probe = Probe(s.next_probe, hook, admitted.prog, int(admitted.params["every"]), owner=actor)
-    s.next_probe += 1
+    probe = Probe(_number(s, caller), hook, admitted.prog, int(admitted.params["every"]), owner=actor)
     _match(t, probe, caller, tuple(abi.right_names(rights)), fresh=True)
+
+
+def _number(s: State, caller: Caller | None) -> int:
+    """The next probe's id; one that is only tried has none."""
+    if caller is not None and caller.trial:
+        return 0
+    s.next_probe += 1
+    return s.next_probe - 1
 
 
 def restore(t: Turn, probe: Probe) -> None:
@@ -386,6 +397,9 @@ def _admit(t: Turn, check: Check, certificate: Certificate) -> None:
     ok, witness = admit_probe(s.reservation, window_ns, others_ns, probe.window_cost_ns)
     if not ok:
         _refuse(t, check, probe, witness)
+    if check.caller is not None and check.caller.trial:
+        answer(t, check.caller, {"id": 0, "sites": probe.sites, "seq": -1, "step": next_step(s)})
+        return
     admitted = {
         "object": probe.object,
         "certificate": certificate.encode(),
@@ -440,18 +454,15 @@ def charge(s: State, spent_ns: Any) -> None:
 
 def _refuse(t: Turn, check: Check, probe: Probe, witness: dict[str, Any]) -> None:
     r = t.state.reservation
-    outbox.record(
-        t,
-        "sched.refuse",
-        {
-            "name": f"probe {probe.prog}"[:200],
-            "budget_ns": probe.window_cost_ns,
-            "period_ns": r.period_ns,
-            "deadline_ns": r.deadline_ns,
-            "witness": {**witness, "hook": probe.hook, "sites": len(probe.sites), "units": probe.units},
-        },
-        actor=check.actor,
-    )
+    body = {
+        "name": f"probe {probe.prog}"[:200],
+        "budget_ns": probe.window_cost_ns,
+        "period_ns": r.period_ns,
+        "deadline_ns": r.deadline_ns,
+        "witness": {**witness, "hook": probe.hook, "sites": len(probe.sites), "units": probe.units},
+    }
+    if check.caller is None or not check.caller.trial:
+        outbox.record(t, "sched.refuse", body, actor=check.actor)
     raise RecurosError(
         "E6-ADMIT",
         f"probe at {probe.hook} refused: {witness['reason']}",

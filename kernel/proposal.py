@@ -1,8 +1,9 @@
 """A change with its reason, or only the question whether it would be accepted.
 
 Responsible for: the syscall `propose`, which makes another syscall on the caller's behalf. A dry run goes through that syscall's own
-handler, on a copy of the state that is thrown away, so that the two cannot come to different answers. Refuses: syscalls that change
-nothing, and a dry run of those whose answer another server gives: what this process alone would say of them is not an answer.
+handler, on a copy of the state that is thrown away, so that the two cannot come to different answers; a probe's goes the way of the
+probe itself (the learner's sites, the verifier, admission) and ends where something would be kept or attached. Refuses: syscalls that
+change nothing, and a dry run of `kfs_gc`, which has its own.
 """
 
 from __future__ import annotations
@@ -38,9 +39,11 @@ DECIDED_HERE: Final = frozenset(
     }
 )
 """Syscalls whose refusal the kernel decides by itself."""
-ANSWERED_ELSEWHERE: Final = frozenset(
-    {"rl_interrupt", "rl_attach_probe", "rl_load_probe", "rl_calibrate", "evaluate", "kfs_gc"}
-)
+ASKED_ON: Final = frozenset({"rl_interrupt", "rl_calibrate", "evaluate"})
+"""Syscalls that the Observer or the learner answers; a dry run says whether they would be asked."""
+TRIED: Final = frozenset({"rl_attach_probe", "rl_load_probe"})
+"""Syscalls whose dry run takes several turns and other servers' answers."""
+ANSWERED_ELSEWHERE: Final = ASKED_ON | TRIED | {"kfs_gc"}
 
 
 def propose(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int, handlers: Mapping[str, Handler]) -> None:
@@ -60,10 +63,11 @@ def propose(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int, handlers
     if not args["dry_run"]:
         handlers[row.name](t, caller._replace(inner=row.nr, reason=reason), values, cpu_ns)
         return
-    if row.name not in DECIDED_HERE:
-        raise RecurosError(
-            "E1-NOSYS", f"whether {row.name} would be accepted is not for the kernel alone to say", hint="make the call"
-        )
+    if row.name in TRIED:
+        handlers[row.name](t, caller._replace(inner=row.nr, trial=True), values, cpu_ns)
+        return
+    if row.name not in DECIDED_HERE | ASKED_ON:
+        raise RecurosError("E1-NOSYS", f"{row.name} has a dry run of its own", hint=f"{row.name} dry_run=true")
     handlers[row.name](Turn(rehearsal(t.state), t.now_ns, cap=t.cap), caller, values, cpu_ns)
     answer(t, caller, {"reply": [], "step": plan.next_step(t.state)})
 

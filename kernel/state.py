@@ -93,6 +93,7 @@ class Caller(NamedTuple):
     nr: int
     inner: int = 0  # of `propose`: the syscall that it makes
     reason: str = ""  # what `propose` said why; it goes into the record
+    trial: bool = False  # `propose` only asks: nothing is kept, recorded or attached
 
 
 class Cursor(NamedTuple):

@@ -38,7 +38,8 @@ class Client(Stubs):
     ) -> dict[str, Any]:
         """A syscall that changes something, with a reason for its record; its reply.
 
-        With `dry_run` only the question: {"seq": -1, "step", "dry_run": True} when it would be accepted, its own error when not.
+        With `dry_run` only the question: {"seq": -1, "step", "dry_run": True} and what the change would answer, when that is known
+        before, where it would be accepted; its own error where not.
         """
         if not reason and not dry_run:
             return self.syscall(name, timeout_s=timeout_s, **args)
@@ -47,7 +48,8 @@ class Client(Stubs):
             "propose", timeout_s=timeout_s, syscall=row.nr, args=row.bind(args), reason=reason, dry_run=dry_run
         )
         if dry_run:
-            return {"seq": -1, "step": answer["step"], "dry_run": True}
+            known = row.check_reply(answer["reply"]) if answer["reply"] else {}
+            return {**known, "seq": -1, "step": answer["step"], "dry_run": True}
         return row.check_reply(answer["reply"])
 
     def _repr_html_(self) -> str:

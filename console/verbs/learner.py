@@ -116,6 +116,9 @@ def _considered(
             data=data,
             timeout_ms=verdict_ms,
         )
+    if dry_run:
+        ctx.changed("recuros.learner.interrupt/v1", {"kind": kind, **answer}, f"{kind}, put to the Observer's policy")
+        return 0
     taken = bool(answer["accepted"])
     ctx.changed(
         "recuros.learner.interrupt/v1",
@@ -249,20 +252,23 @@ def _head(text: str) -> list[int]:
     "Fit a scaling temperature to the last committed student on validation data.",
     examples=(
         "recuros learner calibrate",
-        "recuros learner calibrate --json",
+        "recuros learner calibrate --dry-run --json",
         "recuros learner calibrate --timeout 300",
     ),
     right="steer",
     exits=(*STEER_EXITS, 4),
 )
 @_which
-@changes(dry_run=False)
-def calibrate(ctx: Context, target: str, reason: str) -> None:
+@changes()
+def calibrate(ctx: Context, target: str, reason: str, dry_run: bool) -> None:
     """Ask, and print the fit."""
     _learner(target)
     limit_s = CALIBRATE_TIMEOUT_S if ctx.timeout_option_s is None else ctx.timeout_option_s
     with ctx.client() as client:
-        answer = client.change("rl_calibrate", reason=reason, timeout_s=limit_s)
+        answer = client.change("rl_calibrate", reason=reason, dry_run=dry_run, timeout_s=limit_s)
+    if dry_run:
+        ctx.changed("recuros.learner.calibrate/v1", answer, "a fit by the Observer")
+        return
     found = ", ".join(f"{k} {v:.4g}" for k, v in answer["result"].items() if isinstance(v, int | float))
     ctx.changed("recuros.learner.calibrate/v1", answer, f"calibrated: {found}")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from console import programs
+from console import programs, watched
 from console.context import Context, Table
 from console.verb import changes, noun, verb
 from console.verbs.probe_file import check, dump, show
@@ -38,6 +38,11 @@ def ls(ctx: Context, sites: bool, builtins: bool, loaded: bool) -> None:
     if builtins:
         _builtins(ctx)
         return
+    if watched.is_watched(ctx.run) and not (sites or loaded):
+        seen = watched.look(ctx.run)
+        ctx.message(f"a script that recuros.watch watches: {seen.when}")
+        _attached(ctx, list(seen.rows.values()))
+        return
     with ctx.client() as client:
         if loaded:
             _loaded(ctx, client.probe_programs()["programs"])
@@ -50,7 +55,10 @@ def ls(ctx: Context, sites: bool, builtins: bool, loaded: bool) -> None:
             Table(rows, {k: k.upper() for k in _keys(rows)}, key="site"),
         )
         return
-    rows = answer["probes"]
+    _attached(ctx, answer["probes"])
+
+
+def _attached(ctx: Context, rows: list[dict[str, Any]]) -> None:
     there = _keys(rows)
     keys = sorted(there, key=lambda key: FIRST.index(key) if key in FIRST else len(FIRST))
     table = Table(
@@ -99,25 +107,28 @@ def _builtins(ctx: Context) -> None:
     exits=(3, 4, 5, 8, 75, 124),
 )
 @click.argument("file")
-@changes(dry_run=False)
-def load(ctx: Context, file: str, reason: str) -> None:
+@changes()
+def load(ctx: Context, file: str, reason: str, dry_run: bool) -> None:
     """Load and print the digest."""
     found = programs.compile_name(file)
     with ctx.client() as client:
-        for program, answer in zip(found, _load(client, found, reason), strict=True):
+        for program, answer in zip(found, _load(client, found, reason, dry_run), strict=True):
             document = {"schema": "recuros.probe.load/v1", "name": program.name, **answer}
             proved = answer["certificate"]
             ctx.emit(
                 document,
                 f"{answer['digest']}  {program.name} for {program.hook}: {proved['instructions']} instructions,"
-                f" at most {proved['cost']} units a firing, ledger seq {answer['seq']}",
+                f" at most {proved['cost']} units a firing, "
+                + ("verified, not loaded (--dry-run)" if dry_run else f"ledger seq {answer['seq']}"),
             )
 
 
-def _load(client: Client, found: list[Bytecode], reason: str) -> list[dict[str, Any]]:
+def _load(client: Client, found: list[Bytecode], reason: str, dry_run: bool) -> list[dict[str, Any]]:
     from probes import isa
 
-    return [client.change("rl_load_probe", reason=reason, program=isa.encode(program)) for program in found]
+    return [
+        client.change("rl_load_probe", reason=reason, dry_run=dry_run, program=isa.encode(program)) for program in found
+    ]
 
 
 @verb(
@@ -126,7 +137,7 @@ def _load(client: Client, found: list[Bytecode], reason: str) -> list[dict[str, 
     examples=(
         "recuros probe attach builtin:cka on_kd_step --every 10 --reason 'is it learning the middle layers?'",
         "recuros probe attach rms.py 'on_forward:student/blocks.*' --every 5",
-        "recuros probe attach 'on_forward:student/blocks.* { @rms[layer] = hist(rms(x)) }'",
+        "recuros probe attach 'on_forward:student/blocks.* { @rms[layer] = hist(rms(x)) }' --dry-run",
     ),
     right="attach-probe and read-trace",
     exits=(3, 4, 5, 6, 8, 75, 124),
@@ -134,24 +145,40 @@ def _load(client: Client, found: list[Bytecode], reason: str) -> list[dict[str, 
 @click.argument("program")
 @click.argument("hook", default="")
 @click.option("--every", type=click.IntRange(0), default=0, metavar="STEPS", help="Cadence [the program's own].")
-@changes(dry_run=False)
-def attach(ctx: Context, program: str, hook: str, every: int, reason: str) -> None:
+@changes()
+def attach(ctx: Context, program: str, hook: str, every: int, reason: str, dry_run: bool) -> None:
     """Attach and print the id."""
     if program.startswith(BUILTIN) and not hook:
         raise RecurosError("E2-USAGE", f"{program} needs a hook", hint=f"recuros probe attach {program} HOOK")
     if program.startswith((BUILTIN, programs.DIGEST_PREFIX)):
         with ctx.client() as client:
-            _attach(ctx, client, hook, program, every, reason)
+            _attach(ctx, client, hook, program, every, reason, dry_run)
         return
     found = programs.compile_name(program)
     with ctx.client() as client:
-        for answer in _load(client, found, reason):  # all are verified before the first is attached
-            _attach(ctx, client, hook, answer["digest"], every, reason)
+        there = {row["digest"] for row in client.probe_programs()["programs"]}
+        for answer in _load(client, found, reason, dry_run):  # all are verified before the first is attached
+            if dry_run and answer["digest"] not in there:
+                _only_verified(ctx, answer)
+            else:
+                _attach(ctx, client, hook, answer["digest"], every, reason, dry_run)
 
 
-def _attach(ctx: Context, client: Client, hook: str, prog: str, every: int, reason: str) -> None:
-    answer = client.change("rl_attach_probe", reason=reason, hook=hook, prog=prog, every=every)
-    ctx.changed("recuros.probe.attach/v1", answer, f"probe {answer['id']} at {len(answer['sites'])} sites")
+def _attach(ctx: Context, client: Client, hook: str, prog: str, every: int, reason: str, dry_run: bool) -> None:
+    answer = client.change("rl_attach_probe", reason=reason, dry_run=dry_run, hook=hook, prog=prog, every=every)
+    name = f"probe {answer['id']}" if answer["id"] else prog
+    ctx.changed("recuros.probe.attach/v1", answer, f"{name} at {len(answer['sites'])} sites")
+
+
+def _only_verified(ctx: Context, answer: dict[str, Any]) -> None:
+    """A program that is not loaded has no sites yet, and nothing may be loaded now."""
+    doc = {"id": 0, "sites": [], "seq": -1, "step": -1, "dry_run": True}
+    ctx.message(
+        f"{answer['digest'][:19]} is not loaded: its sites and its cost there are looked at when it is "
+        "(recuros probe load, then attach --dry-run)"
+    )
+    text = f"{answer['digest'][:19]}: verified for the reference sizes; nothing was changed"
+    ctx.emit({"schema": "recuros.probe.attach/v1", **doc}, text)
 
 
 @verb(

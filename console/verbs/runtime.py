@@ -9,7 +9,7 @@ from typing import Any, Final
 import click
 
 from console.context import Context, Table, cell, no_such
-from console.verb import verb
+from console.verb import changes, verb
 from syscalls.errors import RecurosError
 
 POLL_S: Final = 0.2
@@ -66,22 +66,27 @@ def ps(ctx: Context) -> None:
 @verb(
     "halt",
     "Drain, commit and stop the runtime; nothing is left behind.",
-    examples=("recuros halt", "recuros halt --now", 'recuros halt --reason "host maintenance"'),
+    examples=("recuros halt", "recuros halt --now --dry-run", 'recuros halt --reason "host maintenance"'),
     right="interrupt",
     exits=(3, 5, 124),
 )
 @click.option("--now", is_flag=True, help="Roll the running window back instead of waiting for it.")
-@click.option("--reason", default="", metavar="TEXT", help="Goes into the ledger.")
-def halt(ctx: Context, now: bool, reason: str) -> None:
+@changes()
+def halt(ctx: Context, now: bool, reason: str, dry_run: bool) -> None:
     """Ask for a shutdown and wait until the run directory is free."""
     from recuros import wait_gone
 
     limit_s = HALT_TIMEOUT_S if ctx.timeout_option_s is None else ctx.timeout_option_s
+    mode = "now" if now else "drain"
+    doc = {"schema": "recuros.runtime.halt/v1", "run": str(ctx.run), "mode": mode}
     with ctx.client() as client:
         windows = client.status()["status"].get("windows", {})
-        client.shutdown(mode="now" if now else "drain", reason=reason)
+        if dry_run:
+            client.change("shutdown", dry_run=True, mode=mode)
+            ctx.emit({**doc, "dry_run": True}, f"halt {ctx.run}: would be accepted; nothing was changed")
+            return
+        client.shutdown(mode=mode, reason=reason)
     wait_gone(ctx.run, limit_s)
-    doc = {"schema": "recuros.runtime.halt/v1", "run": str(ctx.run), "mode": "now" if now else "drain"}
     ctx.emit(doc, f"halted {ctx.run}; {windows.get('committed', 0)} windows were committed since its boot")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from console.context import Context, Table, no_such
-from console.verb import verb
+from console.verb import changes, verb
 from syscalls.errors import RecurosError
 
 
@@ -17,7 +17,7 @@ from syscalls.errors import RecurosError
     "Make the syscall NAME with arguments KEY=VALUE; lists and maps are JSON. --list prints the table.",
     examples=(
         "recuros syscall --list",
-        "recuros syscall rl_set_kd temperature=3 mix=0.7",
+        "recuros syscall rl_set_kd temperature=3 mix=0.7 --dry-run",
         """recuros syscall rl_gate_samples criteria='{"drop_low": 0.1}'""",
     ),
     right="the syscall's own, see --list",
@@ -29,7 +29,10 @@ from syscalls.errors import RecurosError
 @click.option(
     "--cap", type=click.IntRange(1), default=1, metavar="SLOT", help="The capability to use [1: the session's own]."
 )
-def syscall(ctx: Context, name: str | None, arguments: tuple[str, ...], list_: bool, cap: int) -> None:
+@changes()
+def syscall(
+    ctx: Context, name: str | None, arguments: tuple[str, ...], list_: bool, cap: int, reason: str, dry_run: bool
+) -> None:
     """Parse the arguments by the table, call, print the reply."""
     from syscalls import abi
 
@@ -43,7 +46,14 @@ def syscall(ctx: Context, name: str | None, arguments: tuple[str, ...], list_: b
         raise no_such("syscall", name, list(abi.SYSCALL_BY_NAME))
     values = parse(row, arguments)
     with ctx.client() as client:
-        answer = client.syscall(name, slot=cap, **values)
+        if (reason or dry_run) and cap != 1:
+            raise RecurosError(
+                "E2-USAGE", "--reason and --dry-run go with the session's own capability, not with --cap"
+            )
+        if reason or dry_run:
+            answer = client.change(name, reason=reason, dry_run=dry_run, **values)
+        else:
+            answer = client.syscall(name, slot=cap, **values)
     ctx.emit({"schema": f"recuros.syscall.{name}/v1", **answer})
 
 

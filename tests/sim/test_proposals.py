@@ -6,12 +6,13 @@ import copy
 from typing import Any
 
 import pytest
-from test_programs import WHO, booted, call, commit
+from test_programs import WHO, booted, call, commit, op, program
 from world import S, World, digest, document
 
 from kernel.proposal import ANSWERED_ELSEWHERE, DECIDED_HERE
 from kernel.state import State
 from kfs.records import RecordKind
+from probes import isa
 from syscalls import abi
 from syscalls.errors import RecurosError
 
@@ -105,10 +106,69 @@ def test_a_dry_run_is_refused_as_the_change_would_be(world: World) -> None:
 def test_what_cannot_be_proposed_is_named(world: World) -> None:
     with pytest.raises(RecurosError, match="not 3"):
         propose(world, "status")
-    with pytest.raises(RecurosError, match="not for the kernel alone"):
-        propose(world, "rl_calibrate", dry_run=True)
+    with pytest.raises(RecurosError, match="a dry run of its own"):
+        propose(world, "kfs_gc", dry_run=True, ids=[], scores=[])
     with pytest.raises(RecurosError, match="1001 characters"):
         propose(world, "rl_swap_roles", reason="x" * 1001, mode="ema")
+
+
+def test_a_dry_run_of_a_program_verifies_it_and_keeps_nothing(world: World) -> None:
+    assert world.state is not None
+    call(world, "interrupt", kind="pause")
+    before, held, size = decided(world.state), dict(world.disk.blobs), len(world.disk.log)
+    row = abi.SYSCALL_BY_NAME["rl_load_probe"]
+    proved = row.check_reply(propose(world, "rl_load_probe", dry_run=True, program=program())["reply"])
+    assert proved["digest"] == "sha256:" + isa.digest(program())
+    assert proved["seq"] == -1
+    assert proved["certificate"]["cost"] > 0
+    assert call(world, "probe_programs")["programs"] == []
+    assert dict(world.disk.blobs) == held
+    assert not any(r.kind is RecordKind.PROBE_LOAD for r in world.disk.log[size:])
+    with pytest.raises(RecurosError) as refused:
+        propose(world, "rl_load_probe", dry_run=True, program=program(body=(op("FOR", 0, 7),)))
+    assert refused.value.code.startswith("E8-")
+    assert repr(decided(world.state)) == repr(before)
+    call(world, "interrupt", kind="resume")
+
+
+def test_a_dry_run_of_a_probe_says_where_it_would_sit_and_attaches_nothing() -> None:
+    world = booted(windows=(2, 400, 2))
+    commit(world, 3)
+    call(world, "interrupt", kind="pause")
+    digest_ = call(world, "rl_load_probe", program=program())["digest"]
+    assert world.state is not None
+    row, size, before = abi.SYSCALL_BY_NAME["rl_attach_probe"], len(world.disk.log), set(world.state.probes)
+    found = row.check_reply(propose(world, "rl_attach_probe", dry_run=True, hook="", prog=digest_)["reply"])
+    assert (found["id"], found["seq"]) == (0, -1)
+    assert len(found["sites"]) > 0
+    assert set(world.state.probes) == before
+    assert not any(r.kind is RecordKind.PROBE_ATTACH for r in world.disk.log[size:])
+    attached = call(world, "rl_attach_probe", hook="", prog=digest_)
+    assert attached["id"] == max(before) + 1, "a probe that was only tried takes no number"
+    assert attached["sites"] == found["sites"]
+
+
+def test_a_dry_run_of_a_probe_that_costs_too_much_is_refused_and_not_recorded() -> None:
+    world = booted(windows=(2, 400, 2))
+    commit(world, 3)
+    body = (op("VARG", 0), *(op("SUMSQ", 1, 0) for _ in range(40)))
+    dear = call(world, "rl_load_probe", program=program("dear", body=body))["digest"]
+    with pytest.raises(RecurosError, match="share") as refused:
+        propose(world, "rl_attach_probe", dry_run=True, hook="", prog=dear, every=1)
+    assert refused.value.code == "E6-ADMIT"
+    assert not any(r.kind is RecordKind.SCHED_REFUSE for r in world.disk.log)
+
+
+@pytest.mark.parametrize("name", ["rl_calibrate", "evaluate"])
+def test_a_dry_run_of_what_the_observer_answers_asks_nobody(world: World, name: str) -> None:
+    size = sum(r.kind in ("calibrate", "evaluate") for r in world.disk.log)
+    assert propose(world, name, dry_run=True)["step"] >= 0
+    assert sum(r.kind in ("calibrate", "evaluate") for r in world.disk.log) == size
+    fresh = booted(windows=(2, 400, 2))
+    assert fresh.state is not None
+    if not fresh.state.committed:
+        with pytest.raises(RecurosError, match="no window is committed yet"):
+            propose(fresh, name, dry_run=True)
 
 
 def test_a_proposal_needs_the_right_of_the_change() -> None:
