@@ -106,8 +106,14 @@ class Context:
             with Client(self.run, timeout_s=self.timeout_s, card=card) as client:
                 yield client  # type: ignore[misc]  # Peer.__enter__ is typed as Peer
             return
-        from recuros import connect, listens
+        from recuros import WATCH_MARKER, connect, listens
 
+        if (self.run / WATCH_MARKER).exists():
+            raise RecurosError(
+                "E3-DOWN",
+                f"{self.run} is what recuros.watch records of a script, which has no kernel to ask",
+                hint="recuros probe ls | stats | dump, kfs, snapshot ls | show, report and dash read it",
+            )
         with connect(self.run, timeout_s=self.timeout_s) as client:
             try:
                 yield client  # type: ignore[misc]  # Peer.__enter__ is typed as Peer
@@ -130,11 +136,12 @@ class Context:
 
         click.confirm(question, abort=True, err=True)
 
-    def progress(self, title: str, total: int) -> AbstractContextManager[Callable[[str], None]]:
-        """Progress on stderr of `total` parts, if they take longer than two seconds together."""
+    def progress(self, title: str) -> AbstractContextManager[Callable[[str, int, int], None]]:
+        """Progress on stderr of what takes longer than two seconds; call what is given with (what, done, total; 0: unknown)."""
         from console.progress import progress
 
-        return progress(title, total, moving=self.color_err, quiet=self.quiet)
+        as_json = self.output in ("json", "jsonl")
+        return progress(title, moving=self.color_err, quiet=self.quiet, as_json=as_json)
 
     def message(self, text: str) -> None:
         """A line for the person, on stderr; nothing with --quiet."""

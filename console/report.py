@@ -14,6 +14,7 @@ from typing import Any
 
 from kfs.records import Record, RecordKind
 from kfs.store import Store
+from kfs.tell import Tell, silent
 from kfs.verify import verify
 from syscalls.errors import RecurosError
 
@@ -96,11 +97,16 @@ def _fold(found: Ledger, record: Record) -> None:
 
 
 def boot_report(
-    run: Path, ledger: Ledger, status: Mapping[str, Any], figures: Mapping[int, Any], seconds: float
+    run: Path,
+    ledger: Ledger,
+    status: Mapping[str, Any],
+    figures: Mapping[int, Any],
+    seconds: float,
+    tell: Tell = silent,
 ) -> dict[str, Any]:
     """The document of `recuros boot --json`. Scores are accuracies on the test split, None where there is none."""
     roles = {role: _role(ledger, status, role) for role in ("teacher", "student")}
-    audit = verify(run / "store")
+    audit = verify(run / "store", tell=tell)
     counts = ledger.counts
     teacher, student = roles["teacher"]["score"], roles["student"]["score"]
     return {

@@ -21,6 +21,7 @@ from kfs.objects import ITEM_BYTES, byte_view
 from kfs.records import RecordKind
 from kfs.replay import papers
 from kfs.store import Store, Stored
+from kfs.tell import Tell, counted, silent
 from syscalls.errors import RecurosError
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _ALIGN: Final = 8
 
 
 def checkout(
-    store: Store, root: str, target: Path, role: str = "student", files: Files | None = None
+    store: Store, root: str, target: Path, role: str = "student", files: Files | None = None, tell: Tell = silent
 ) -> dict[str, Any]:
     """Write the directory; returns the note in it. E2-USAGE for a target in use, E4-NOENT for a role that is not there."""
     files = files or Files()
@@ -57,7 +58,7 @@ def checkout(
         "architecture": {k: v for k, v in architecture.items() if k != "config"},
         "load": _how_to_load(architecture),
         "tensors": len(tensors),
-        "form": form_of(store, leaves, tensors, role),
+        "form": form_of(store, leaves, tensors, role, tell),
         "files": ["model.safetensors", "config.json", *sorted(extra), NOTE],
     }
     temp = target.parent / f"{TEMP_PREFIX}{os.urandom(8).hex()}"
@@ -88,15 +89,17 @@ def tensors_of(leaves: Mapping[str, str], role: str) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
-def form_of(store: Store, leaves: Mapping[str, str], tensors: Mapping[str, str], role: str) -> dict[str, Any]:
+def form_of(
+    store: Store, leaves: Mapping[str, str], tensors: Mapping[str, str], role: str, tell: Tell = silent
+) -> dict[str, Any]:
     """What pruning left: {"kind": dense | sparse | smaller | "smaller, sparse", "parameters", "zeros", "removed"}.
 
     Sparse is a tenth of zeros or more: they are written as zeros, so that the file is as large as before. Smaller is what has lost heads or
     neurons: the tensors themselves are smaller.
     """
-    stored = [store.get(ref) for ref in tensors.values()]
+    stored = [store.get(ref) for ref in counted(tensors.values(), "tensors read", len(tensors), tell)]
     floats = [s for s in stored if s.dtype == "F32"]
-    zeros = sum(_zeros(s.data) for s in floats)
+    zeros = sum(_zeros(s.data) for s in counted(floats, "zeros counted", len(floats), tell))
     parameters = sum(s.data.nbytes // ITEM_BYTES[s.dtype] for s in stored)
     removed = {"heads": 0, "neurons": 0, "parameters": 0}
     if role != "teacher" and CURSOR in leaves:

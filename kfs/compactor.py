@@ -22,6 +22,7 @@ from kfs.pack import Encoded, Entry, Pack
 from kfs.records import RecordKind
 from kfs.repack import Steps
 from kfs.store import StoreWriter
+from kfs.tell import Tell, counted, silent
 from kfs.trash import NO_PLAN, retire, unlink_due
 from syscalls.errors import RecurosError
 
@@ -93,9 +94,9 @@ class Compactor:
             return False
         return True
 
-    def run(self, *, partial: bool = True) -> Figures:
+    def run(self, *, partial: bool = True, tell: Tell = silent) -> Figures:
         """Everything there is to do, at once; `partial`: also a last block of fewer commits."""
-        for _ in self._work(partial=partial):
+        for _ in counted(self._work(partial=partial), "compaction, in steps", 0, tell):
             pass
         return self.figures
 

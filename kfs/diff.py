@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from kfs.store import Store, Stored
+from kfs.tell import Tell, counted, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class Row:
 Compare = Callable[[Stored, Stored], Change]
 
 
-def diff(store: Store, a: str, b: str, compare: Compare, *, prefix: str = "") -> Iterator[Row]:
+def diff(store: Store, a: str, b: str, compare: Compare, *, prefix: str = "", tell: Tell = silent) -> Iterator[Row]:
     """Rows for every path below `prefix` that differs, in the order of paths; two equal snapshots give none."""
     left, right = ({p: i for p, i in store.snapshot(root).items() if p.startswith(prefix)} for root in (a, b))
-    for path in sorted({*left, *right}):
+    paths = sorted({*left, *right})
+    for path in counted(paths, "paths", len(paths), tell):
         before, after = left.get(path, ""), right.get(path, "")
         if before == after:
             continue

@@ -25,6 +25,7 @@ from kfs.objects import NewObject
 from kfs.prover import Prover
 from kfs.records import Record, RecordKind
 from kfs.store import Store
+from kfs.tell import Tell, counted, silent
 from syscalls.errors import RecurosError
 
 SCHEMA: Final = "recuros.kfs.export/v1"
@@ -126,7 +127,7 @@ def _relevant(others: Iterable[Record], chain: Sequence[Record], wanted: str) ->
 
 
 def export(
-    store: Store, wanted: str, target: Path, roles: Sequence[str] = (), *, dry_run: bool = False
+    store: Store, wanted: str, target: Path, roles: Sequence[str] = (), *, dry_run: bool = False, tell: Tell = silent
 ) -> tuple[dict[str, Any], list[str]]:
     """Write the snapshot `wanted` (its id) to `target`, which must not exist or be empty: the manifest as JSON data, and notes.
 
@@ -145,14 +146,16 @@ def export(
             hint="try again in a second; a halt signs everything",
         )
     made = Lineage(made.windows, [seq for seq in made.records if seq < signed])
-    taken, objects = _objects(store, wanted, roles)
+    taken, objects = _objects(store, wanted, roles, tell)
     digest, buffers = packs.encode(objects)
     files: dict[str, Sequence[Any]] = {
         "README.txt": [_README.format(snapshot=wanted, origin=prover.checkpoint.origin).encode()],
         "checkpoint": [prover.checkpoint.note],
         "key": [f"{prover.checkpoint.key}\n".encode()],
         f"objects/{digest}.safetensors": buffers,
-        "records.jsonl": [_line(store, prover, seq) for seq in made.records],
+        "records.jsonl": [
+            _line(store, prover, seq) for seq in counted(made.records, "proofs", len(made.records), tell)
+        ],
         "verify.py": [Path(standalone.__file__).read_bytes()],
     }
     manifest = {
@@ -168,11 +171,11 @@ def export(
     }
     files["MANIFEST.json"] = [json.dumps(manifest, indent=1).encode() + b"\n"]
     if not dry_run:
-        _write(target, files)
+        _write(target, files, tell)
     return manifest, prover.notes
 
 
-def _objects(store: Store, wanted: str, roles: Sequence[str]) -> tuple[list[str], dict[str, NewObject]]:
+def _objects(store: Store, wanted: str, roles: Sequence[str], tell: Tell) -> tuple[list[str], dict[str, NewObject]]:
     """The roles taken, and every node and leaf under them; ids are checked as they are read."""
     objects: dict[str, NewObject] = {}
 
@@ -180,6 +183,7 @@ def _objects(store: Store, wanted: str, roles: Sequence[str]) -> tuple[list[str]
         if name not in objects:
             found = store.get(name)
             objects[name] = NewObject(found.dtype, found.shape, found.data, found.kind)
+            tell("objects", len(objects), 0)
         return memoryview(objects[name].data)
 
     entries = snapshot.decode_node(take(wanted), snapshot.LEVELS[0])
@@ -210,12 +214,12 @@ def _digest(pieces: Iterable[Any]) -> str:
     return hasher.hexdigest()
 
 
-def _write(target: Path, files: Mapping[str, Sequence[Any]]) -> None:
+def _write(target: Path, files: Mapping[str, Sequence[Any]], tell: Tell) -> None:
     """All files under a temporary name beside the target, then one rename."""
     temp = target.absolute().with_name(f".{target.name}.{os.urandom(6).hex()}.tmp")
     try:
         (temp / "objects").mkdir(parents=True)
-        for name, pieces in files.items():
+        for name, pieces in counted(files.items(), "files written", len(files), tell):
             with (temp / name).open("xb") as file:
                 file.writelines(pieces)
                 file.flush()

@@ -24,6 +24,7 @@ from kfs.ledger import LedgerReader
 from kfs.lock import has_writer
 from kfs.reach import Reach, mark
 from kfs.store import Store, StoreWriter, read_checkpoint
+from kfs.tell import Tell, counted, silent
 from kfs.trash import take_back, waiting
 from syscalls.errors import RecurosError
 
@@ -61,23 +62,23 @@ class Result:
         self.findings.append(Finding(what, where, detail, repair))
 
 
-def fsck(store_dir: Path | str, *, repair: bool = False, files: Files | None = None) -> Result:
+def fsck(store_dir: Path | str, *, repair: bool = False, files: Files | None = None, tell: Tell = silent) -> Result:
     """Check a store, and with `repair` mend it. E4-NOENT without a store, E9-VERSION for another format, E3-BUSY names a writer."""
     layout = Layout(Path(store_dir))
     form = read_format(layout.format)
     if repair and has_writer(layout.lock):
         Store.open_writer(layout.store).close()  # raises E3-BUSY with the holder, unless it left just now
-    result = _check(layout, form)
+    result = _check(layout, form, tell)
     if not repair or result.status == 9:
         if repair:
             result.notes.append("nothing was repaired: what cannot be repaired comes first")
         return result
     if result.findings:
-        _repair(layout, result, files or Files())
+        _repair(layout, result, files or Files(), tell)
     return result
 
 
-def _check(layout: Layout, form: Format) -> Result:
+def _check(layout: Layout, form: Format, tell: Tell) -> Result:
     result = Result()
     for path in _unfinished(layout):
         result.add("temp", str(path.relative_to(layout.store.parent)), "an unfinished write", "remove it")
@@ -96,7 +97,7 @@ def _check(layout: Layout, form: Format) -> Result:
         result.add("store", ".", e.message, "")
         return result
     with store:
-        _check_packs(store, result)
+        _check_packs(store, result, tell)
     return result
 
 
@@ -167,16 +168,16 @@ def _check_index(layout: Layout, form: Format, result: Result) -> None:
         result.add("index", "index.sqlite", problem, "make it again from the packs")
 
 
-def _check_packs(store: Store, result: Result) -> None:
+def _check_packs(store: Store, result: Result, tell: Tell) -> None:
     for name, error in sorted(store.damaged.items()):
         result.add("pack", f"packs/{name}", f"{error.message}; {RESTORE}", "")
     try:
         reach = Reach(store)
-        reach.scan_all()
+        reach.scan_all(tell)
     except RecurosError as e:
         result.add("record", "ledger/records", e.message, "")
         return
-    _check_missed(store, reach, result)
+    _check_missed(store, reach, result, tell)
     live = has_writer(store.layout.lock)
     if reach.pending and not live:
         plans = ", ".join(map(str, sorted(reach.pending)))
@@ -189,15 +190,16 @@ def _check_packs(store: Store, result: Result) -> None:
         )
     for name in strange:
         result.notes.append(f"trash/{name} is not a collected pack; it is left alone")
-    if result.status != 9 and not live and not reach.pending and (count := plan(store).unreferenced):
+    if result.status != 9 and not live and not reach.pending and (count := plan(store, tell=tell).unreferenced):
         result.add("pack", "packs", f"{count} packs that nothing names", "collect them")
 
 
-def _check_missed(store: Store, reach: Reach, result: Result) -> None:
+def _check_missed(store: Store, reach: Reach, result: Result, tell: Tell) -> None:
     """Objects that records promise and no pack holds: the trash may have them."""
     missed: set[str] = set()
     live: set[str] = set()
-    for root in reach.kept_roots():
+    roots = reach.kept_roots()
+    for root in counted(roots, "snapshots", len(roots), tell):
         try:
             for _ in mark(reach, root, live):
                 pass
@@ -228,7 +230,7 @@ def _check_missed(store: Store, reach: Reach, result: Result) -> None:
         result.add("object", name, f"a record names it and no pack holds it; {RESTORE}", "")
 
 
-def _repair(layout: Layout, result: Result, files: Files) -> None:
+def _repair(layout: Layout, result: Result, files: Files, tell: Tell) -> None:
     """Mend under the lock: opening a writer mends the most; the rest follows while it is open."""
     for folder in layout.folders():
         files.make_folder(folder)
@@ -242,7 +244,7 @@ def _repair(layout: Layout, result: Result, files: Files) -> None:
                 take_back(files, layout, item)
         store.refresh()
         if any(finding.what in ("gc", "pack") for finding in result.findings):
-            seq, notes = collect(store, plan(store), actor="fsck")
+            seq, notes = collect(store, plan(store, tell=tell), actor="fsck", tell=tell)
             result.notes += notes
             if seq >= 0:
                 result.notes.append(f"plan {seq} collects what nothing names")
@@ -250,7 +252,7 @@ def _repair(layout: Layout, result: Result, files: Files) -> None:
             store.catalog.rebuild_index()
     for finding in result.findings:
         finding.done = True
-    again = _check(layout, read_format(layout.format))
+    again = _check(layout, read_format(layout.format), tell)
     for found in again.findings:
         if found.what != "gc":  # a plan in its grace is as it should be
             found.detail = f"still there after the repair: {found.detail}"

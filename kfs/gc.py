@@ -22,6 +22,7 @@ from kfs.records import Record, RecordKind
 from kfs.repack import Steps
 from kfs.retention import DEFAULT_WEIGHTS, Facts, Weights, give_up, utilities
 from kfs.store import Store, StoreWriter
+from kfs.tell import Tell, counted, silent
 from kfs.trash import GRACE_RECORDS, retire, unlink_due, waiting
 from syscalls.errors import RecurosError
 
@@ -80,6 +81,7 @@ def plan(
     keep_last: int = KEEP_LAST,
     pins: Sequence[str] = (),
     weights: Weights = DEFAULT_WEIGHTS,
+    tell: Tell = silent,
 ) -> Plan:
     """Choose what to give up so that what stays takes at most `budget` bytes; None gives up only what nothing names.
 
@@ -90,11 +92,11 @@ def plan(
     if budget is not None and budget < 0:
         raise RecurosError("E2-LIMIT", f"a budget of {budget} bytes")
     reach = Reach(store)
-    reach.scan_all()
+    reach.scan_all(tell)
     held = reach.pins(keep_last)
     for text in pins:
         held[_resolve(reach, text)] = "pinned by this plan"
-    return _Planner(reach, held, weights).make(budget)
+    return _Planner(reach, held, weights, tell).make(budget)
 
 
 def _resolve(reach: Reach, text: str) -> str:
@@ -112,10 +114,11 @@ def _resolve(reach: Reach, text: str) -> str:
 class _Planner:
     """Numbers for objects, closures of candidates, and the plan."""
 
-    def __init__(self, reach: Reach, held: dict[str, str], weights: Weights) -> None:
+    def __init__(self, reach: Reach, held: dict[str, str], weights: Weights, tell: Tell) -> None:
         self._reach = reach
         self._held = held
         self._weights = weights
+        self._tell = tell
         self._numbers: dict[str, int] = {}
         self._sizes: list[int] = []
         self._below: dict[str, frozenset[int]] = {}
@@ -164,7 +167,8 @@ class _Planner:
         kept: set[int] = set()
         closures: dict[str, Sequence[int]] = {}
         worth: dict[str, float] = {}
-        for fact, score in zip(facts, utilities(facts, self._weights), strict=True):
+        scored = zip(facts, utilities(facts, self._weights), strict=True)
+        for fact, score in counted(scored, "snapshots", len(facts), self._tell):
             closure = self._closure(fact.name)
             if fact.pinned:
                 kept |= closure
@@ -333,9 +337,9 @@ class Collector:
             return False
         return True
 
-    def run(self) -> None:
+    def run(self, tell: Tell = silent) -> None:
         """Everything there is to do now, at once."""
-        for _ in self._work():
+        for _ in counted(self._work(), "collection, in steps", 0, tell):
             pass
 
     @property
@@ -496,12 +500,17 @@ class Collector:
 
 
 def collect(
-    store: StoreWriter, made: Plan, *, actor: str = "operator", grace_records: int = GRACE_RECORDS
+    store: StoreWriter,
+    made: Plan,
+    *,
+    actor: str = "operator",
+    grace_records: int = GRACE_RECORDS,
+    tell: Tell = silent,
 ) -> tuple[int, list[str]]:
     """Record a plan and carry it out, offline: its number (-1: nothing to give up), and what could not be done."""
     collector = Collector(store, lease_records=0, grace_records=grace_records)
     seq = -1
     if made.choices or made.unreferenced:
         seq = collector.begin(made.ids, made.scores, made.reason, actor=actor)
-    collector.run()
+    collector.run(tell)
     return seq, collector.notes

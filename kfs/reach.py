@@ -17,6 +17,7 @@ from kfs.plans import plan_ids
 from kfs.records import Record, RecordKind, references
 from kfs.repack import Steps
 from kfs.store import Store
+from kfs.tell import Tell, silent
 
 _RECORDS_PER_STEP: Final = 256
 _STATES: Final = (RecordKind.WINDOW_COMMIT, RecordKind.WINDOW_ROLLBACK)
@@ -72,10 +73,10 @@ class Reach:
             self.scanned = stop
             yield
 
-    def scan_all(self) -> None:
+    def scan_all(self, tell: Tell = silent) -> None:
         """`scan` at once."""
         for _ in self.scan():
-            pass
+            tell("records", self.scanned, self.store.size)
 
     def _take(self, record: Record) -> None:
         for name in references(record):

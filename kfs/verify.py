@@ -28,11 +28,13 @@ from kfs.merkle import CompactRange
 from kfs.objects import object_id
 from kfs.plans import given_up
 from kfs.store import Store, read_note
+from kfs.tell import Tell, counted, silent
 from syscalls.errors import RecurosError
 
 _CHUNK_BYTES: Final = 8 << 20
 _SETTLE_TRIES: Final = 40
 _SETTLE_S: Final = 0.05
+_TOLD_EVERY: Final = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +78,12 @@ class Report:
 
 
 def verify(
-    store_dir: Path | str, *, fast: bool = False, key: PublicKey | None = None, anchor: bytes | None = None
+    store_dir: Path | str,
+    *,
+    fast: bool = False,
+    key: PublicKey | None = None,
+    anchor: bytes | None = None,
+    tell: Tell = silent,
 ) -> Report:
     """Audit a store; `fast` leaves the objects out. E4-NOENT when there is no store; every other finding is a problem.
 
@@ -103,13 +110,13 @@ def verify(
         report.add("ledger", "ledger/records", "the file is missing")
         return report
     try:
-        named = _check_ledger(layout, ledger, heads, report)
+        named = _check_ledger(layout, ledger, heads, report, tell)
         if not any(problem.what in ("ledger", "root") for problem in report.problems):
             _check_tiles(layout, form, ledger, report)
     finally:
         ledger.close()
     if not fast:
-        _check_stored(layout, named, report)
+        _check_stored(layout, named, report, tell)
     return report
 
 
@@ -171,7 +178,7 @@ def _with_anchor(
 
 
 def _check_ledger(
-    layout: Layout, ledger: LedgerReader, heads: list[tuple[str, TreeHead]], report: Report
+    layout: Layout, ledger: LedgerReader, heads: list[tuple[str, TreeHead]], report: Report, tell: Tell
 ) -> dict[str, tuple[int, bool]]:
     """Frames, leaves, signed roots, records. Returns what records name: id -> (last seq, whether it is a snapshot)."""
     _settle(layout, ledger)
@@ -188,7 +195,7 @@ def _check_ledger(
             report.add("root", where, detail + _changed_record(layout, ledger, head))
     report.records = size
     report.root = ledger.root().hex()
-    return {} if report.fast else _check_records(ledger, report)
+    return {} if report.fast else _check_records(ledger, report, tell)
 
 
 def _changed_record(layout: Layout, ledger: LedgerReader, head: TreeHead) -> str:
@@ -234,10 +241,10 @@ def _settle(layout: Layout, ledger: LedgerReader) -> None:
         ledger.refresh()  # also when the writer is gone: it may have finished since the ledger was read
 
 
-def _check_records(ledger: LedgerReader, report: Report) -> dict[str, tuple[int, bool]]:
+def _check_records(ledger: LedgerReader, report: Report, tell: Tell) -> dict[str, tuple[int, bool]]:
     named: dict[str, tuple[int, bool]] = {}
     t_wall = 0
-    for seq, data in enumerate(ledger.records()):
+    for seq, data in enumerate(counted(ledger.records(), "records", ledger.size, tell, _TOLD_EVERY)):
         try:
             record = records.decode(data)
         except RecurosError as e:
@@ -259,7 +266,7 @@ def _check_records(ledger: LedgerReader, report: Report) -> dict[str, tuple[int,
     return named
 
 
-def _check_stored(layout: Layout, named: dict[str, tuple[int, bool]], report: Report) -> None:
+def _check_stored(layout: Layout, named: dict[str, tuple[int, bool]], report: Report, tell: Tell) -> None:
     """Packs, objects, and what records name."""
     if not layout.packs.is_dir():
         report.add("pack", "packs", "the folder is missing")
@@ -270,15 +277,15 @@ def _check_stored(layout: Layout, named: dict[str, tuple[int, bool]], report: Re
         report.add("store", ".", str(e))
         return
     with store:
-        _check_packs(store, report)
+        _check_packs(store, report, tell)
         store.refresh()
-        _check_references(store, named, report)
+        _check_references(store, named, report, tell)
 
 
-def _check_packs(store: Store, report: Report) -> None:
+def _check_packs(store: Store, report: Report, tell: Tell) -> None:
     layout = store.layout
     names = sorted(os.listdir(layout.packs))
-    for name in names:
+    for name in counted(names, "packs", len(names), tell):
         digest = pack_digest(name)
         if digest is None:
             if not name.startswith(TEMP_PREFIX):
@@ -334,12 +341,12 @@ def _check_objects(path: Path, store: Store, report: Report) -> None:
         report.add("pack", f"packs/{path.name}", f"objects end at byte {at} of {pack.file_bytes}")
 
 
-def _check_references(store: Store, named: dict[str, tuple[int, bool]], report: Report) -> None:
+def _check_references(store: Store, named: dict[str, tuple[int, bool]], report: Report, tell: Tell) -> None:
     """Everything that records name exists and every snapshot is complete, or a later plan gave it up."""
     collected = _given_up(store, report)
     absent: list[tuple[str, int, bool, str, str]] = []
     seen: set[str] = set()
-    for name, (seq, is_snapshot) in named.items():
+    for name, (seq, is_snapshot) in counted(named.items(), "references", len(named), tell, _TOLD_EVERY):
         if name not in collected:
             absent += [(name, seq, is_snapshot, *found) for found in _missing(store, name, is_snapshot, seen)]
     if absent:

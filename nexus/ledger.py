@@ -26,14 +26,11 @@ FINISHED: Final = ("passed", "dropped")
 
 @dataclass
 class CapState:
-    """Where a capability stands. `rank`, `steps`, `alpha` (the anchor's weight): what the loops have made of the plan's; 0 until
-    one did. `anchor`: how its error went in the last training: falling, stable, rising or off."""
+    """Where a capability stands. `rank`, `steps`, `anchor`: what the loops have made of the plan's; 0 until one did."""
 
     attempt: int = 0
     rank: int = 0
     steps: int = 0
-    alpha: float = 0.0
-    anchor: str = ""
     status: str = "open"
     reason: str = ""
     edges: list[str] = field(default_factory=list)
@@ -76,11 +73,9 @@ class State:
         if args["capability"]:
             found = self.cap(args["capability"])
             found.done.add(args["stage"])
-            if args["stage"] == 4:
-                found.anchor = str(args["figures"].get("anchor", {}).get("verdict", ""))
             if args["stage"] == 5:
                 found.status = "passed"
-        elif args["stage"] != 5 or args["figures"].get("verdict") == "pass":  # a gate that did not pass is not done
+        else:
             self.stages[args["stage"]] = dict(args["figures"])
 
     def _loop(self, args: Mapping[str, Any]) -> None:
@@ -89,7 +84,6 @@ class State:
         found.attempt = args["attempt"]
         found.rank = int(args["change"].get("rank", found.rank))
         found.steps = int(args["change"].get("steps", found.steps))
-        found.alpha = float(args["change"].get("alpha", found.alpha))
         found.done.discard(4)
         found.done.discard(5)
         found.status = "open"

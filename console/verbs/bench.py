@@ -40,10 +40,10 @@ def bench(ctx: Context, part: str | None, seconds: float) -> None:
 
     chosen = [part] if part else [p for p in PARTS if p != "runtime" or listens(ctx.run)]
     rows: list[Row] = []
-    with ctx.progress("measuring", len(chosen)) as advance:
-        for name in chosen:
+    with ctx.progress("measure") as tell:
+        for n, name in enumerate(chosen):
+            tell(name, n, len(chosen))
             rows += MEASURES[name](ctx, seconds)
-            advance(name)
     columns = {"row": "ROW", "value": "VALUE", "unit": "UNIT", "low": "LOW", "high": "HIGH"}
     ctx.emit(
         {"schema": "recuros.bench.host/v1", "cores": os.cpu_count(), "rows": rows}, Table(rows, columns, key="row")

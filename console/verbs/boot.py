@@ -178,7 +178,8 @@ def _report(
         ledger = report.read_ledger(ctx.run)
         if not ledger.boots or (error is not None and not ledger.phases and ctx.output != "json"):
             return  # it failed before it could write its first record, or before it committed a window to report on
-        doc = report.boot_report(ctx.run, ledger, runtime.last, figures, seconds)
+        with ctx.progress("report: verify") as tell:
+            doc = report.boot_report(ctx.run, ledger, runtime.last, figures, seconds, tell)
     except RecurosError as unreadable:
         if error is None:
             raise

@@ -181,7 +181,8 @@ def verify(ctx: Context, fast: bool, key: str | None, checkpoint: Path | None) -
 
     known = None if key is None else read_key(key)
     anchor = None if checkpoint is None else read_note_file(checkpoint)
-    report = audit(_store_dir(ctx), fast=fast, key=known, anchor=anchor)
+    with ctx.progress("verify") as tell:
+        report = audit(_store_dir(ctx), fast=fast, key=known, anchor=anchor, tell=tell)
     doc = {
         "schema": "recuros.kfs.verify/v1",
         "ok": report.ok,

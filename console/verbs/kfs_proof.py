@@ -85,8 +85,8 @@ def export(ctx: Context, snapshot: str, directory: Path, roles: tuple[str, ...],
     from kfs.refs import resolve
     from kfs.store import Store
 
-    with Store.open_reader(ctx.run / "store") as store:
-        manifest, notes = write(store, resolve(store, snapshot), directory, roles, dry_run=dry_run)
+    with Store.open_reader(ctx.run / "store") as store, ctx.progress("export") as tell:
+        manifest, notes = write(store, resolve(store, snapshot), directory, roles, dry_run=dry_run, tell=tell)
     for note in notes:
         ctx.message(note)
     there = shlex.quote(str(directory))

@@ -18,6 +18,7 @@ from syscalls.errors import RecurosError
 
 if TYPE_CHECKING:
     from kfs.gc import Plan
+    from kfs.tell import Tell
 
 _SIZE: Final = re.compile(r"([0-9]+(?:\.[0-9]+)?)(%|[kMGT]?)\Z")
 _UNITS: Final = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -90,9 +91,9 @@ def gc(
 
     if plan_only and apply_:
         raise RecurosError("E2-USAGE", "--plan and --apply exclude each other", hint="recuros kfs gc --help")
-    with Store.open_reader(ctx.run / "store") as store:
-        limit = None if budget is None else _bytes(budget, store)
-        made = make_plan(store, budget=limit, keep_last=keep_last, pins=pins)
+    with Store.open_reader(ctx.run / "store") as store, ctx.progress("plan") as tell:
+        limit = None if budget is None else _bytes(budget, store, tell)
+        made = make_plan(store, budget=limit, keep_last=keep_last, pins=pins, tell=tell)
     made.reason = "; ".join(part for part in (reason, made.reason) if part)
     doc = _document(made)
     if not apply_:
@@ -114,18 +115,19 @@ def gc(
     elif dry_run:
         done = {"seq": -1, "pending": []}
     else:
-        done = _offline(ctx.run, made, grace, compact)
+        with ctx.progress("gc") as tell:
+            done = _offline(ctx.run, made, grace, compact, tell)
     for note in done.pop("notes", []):
         ctx.message(note)
     ctx.emit({**doc, "applied": not dry_run, **done}, _outcome(made, done, dry_run))
     return 0
 
 
-def _bytes(budget: tuple[float, str], store: Any) -> int:
+def _bytes(budget: tuple[float, str], store: Any, tell: Tell) -> int:
     from kfs.gc import plan as make_plan
 
     number, unit = budget
-    return int(make_plan(store).bytes_now * number / 100) if unit == "%" else int(number * _UNITS[unit])
+    return int(make_plan(store, tell=tell).bytes_now * number / 100) if unit == "%" else int(number * _UNITS[unit])
 
 
 def _confirm(made: Plan, yes: bool) -> None:
@@ -152,7 +154,7 @@ def _through_archivist(ctx: Context, made: Plan, dry_run: bool) -> dict[str, Any
         return dict(client.kfs_gc(ids=made.ids, scores=made.scores, reason=made.reason, dry_run=dry_run))
 
 
-def _offline(run: Path, made: Plan, grace: int | None, compact: bool) -> dict[str, Any]:
+def _offline(run: Path, made: Plan, grace: int | None, compact: bool, tell: Tell) -> dict[str, Any]:
     from kfs.compactor import Compactor
     from kfs.gc import Collector, collect
     from kfs.store import Store
@@ -160,16 +162,16 @@ def _offline(run: Path, made: Plan, grace: int | None, compact: bool) -> dict[st
 
     records = GRACE_RECORDS if grace is None else grace
     with Store.open_writer(run / "store") as store:
-        seq, notes = collect(store, made, grace_records=records)
+        seq, notes = collect(store, made, grace_records=records, tell=tell)
         done: dict[str, Any] = {"seq": seq}
         if compact:
-            figures = Compactor(store).run()
+            figures = Compactor(store).run(tell=tell)
             for _ in unlink_due(store, records):
                 pass
             done["compacted"] = {"bytes_before": figures.bytes_before, "bytes_after": figures.bytes_after}
             notes += figures.notes
         collector = Collector(store, lease_records=0, grace_records=records)
-        collector.run()
+        collector.run(tell)
         return {**done, "pending": collector.pending, "notes": notes}
 
 
@@ -233,7 +235,8 @@ def fsck(ctx: Context, repair: bool, dry_run: bool) -> int:
     """Check, perhaps repair; 0 nothing is left, 1 a repair would mend it, 9 something cannot be mended."""
     from kfs.fsck import fsck as check
 
-    result = check(ctx.run / "store", repair=repair and not dry_run)
+    with ctx.progress("fsck") as tell:
+        result = check(ctx.run / "store", repair=repair and not dry_run, tell=tell)
     rows = [
         {"what": f.what, "where": f.where, "detail": f.detail, "repair": f.repair or None, "done": f.done}
         for f in result.findings

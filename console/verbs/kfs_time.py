@@ -136,9 +136,9 @@ def diff(ctx: Context, a: str, b: str, role: str) -> int:
     from kfs.diff import diff as rows_of
     from kfs.store import Store
 
-    with Store.open_reader(ctx.run / "store") as store:
+    with Store.open_reader(ctx.run / "store") as store, ctx.progress("diff") as tell:
         roots = refs.resolve(store, a), refs.resolve(store, b)
-        found = list(rows_of(store, *roots, compare, prefix=f"{role}/" if role else ""))
+        found = list(rows_of(store, *roots, compare, prefix=f"{role}/" if role else "", tell=tell))
         same = len(store.snapshot(roots[1])) - sum(row.status != "removed" for row in found)
     rows = [_row(row) for row in found]
     doc = {"schema": "recuros.kfs.diff/v1", "a": roots[0], "b": roots[1], "equal": not rows, "changes": rows}
@@ -196,8 +196,8 @@ def checkout(ctx: Context, snap: str, directory: Path, role: str) -> None:
     from kfs.checkout import checkout as write
     from kfs.store import Store
 
-    with Store.open_reader(ctx.run / "store") as store:
-        note = write(store, refs.resolve(store, snap), directory, role)
+    with Store.open_reader(ctx.run / "store") as store, ctx.progress("checkout") as tell:
+        note = write(store, refs.resolve(store, snap), directory, role, tell=tell)
     doc = {"schema": "recuros.kfs.checkout/v1", "directory": str(directory), **note}
     text = [
         f"{directory}: {note['role']} of {note['snapshot']}, {note['tensors']} tensors",

@@ -1,6 +1,6 @@
 """`recuros nexus run | teacher | profile | synth | distill | gate | pack | drop`: the pipeline, whole or a stage at a time.
 
-Responsible for: opening the run, bars on stderr, and the table of what came out. Refuses: options that would lower a threshold or pass
+Responsible for: opening the run, progress on stderr, and the table of what came out. Refuses: options that would lower a threshold or pass
 over a gate; there are none.
 """
 
@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from console.context import Context, Table
-from console.verb import Noun, noun, verb
+from console.verb import Noun, changes, noun, verb
 from syscalls.errors import RecurosError
 
 if TYPE_CHECKING:
@@ -29,49 +29,9 @@ COLUMNS: Final = {
     "ratio": "RETAINED",
     "lower": "LOWER",
     "retain": "CONTRACT",
-    "anchor": "ANCHOR",
     "loops": "LOOPS",
     "reason": "WHY",
 }
-
-
-class Bars:
-    """One bar a task on stderr, as rich draws them; a line a task where stderr is no terminal."""
-
-    def __init__(self, ctx: Context) -> None:
-        import sys
-
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-        self._live = not ctx.quiet and sys.stderr.isatty()
-        self._quiet = ctx.quiet
-        self._ctx = ctx
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-        console = Console(stderr=True, no_color=ctx.no_color)
-        self._progress = Progress(*columns, console=console, disable=not self._live)
-        self._tasks: dict[str, Any] = {}
-        self._said: set[str] = set()
-
-    def __call__(self, what: str, done: int, total: int) -> None:
-        """Show that `done` of `total` is there."""
-        if not what:
-            return
-        if not self._live:
-            if done >= total and not self._quiet and what not in self._said:
-                self._said.add(what)
-                self._ctx.message(f"{what}: {total}")
-            return
-        if what not in self._tasks:
-            self._tasks[what] = self._progress.add_task(what, total=total)
-        self._progress.update(self._tasks[what], completed=done, total=total)
-
-    def __enter__(self) -> Bars:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._progress.stop()
 
 
 @contextmanager
@@ -79,7 +39,7 @@ def opened(ctx: Context, app: Path | None) -> Iterator[Run]:
     """The run of this run directory, with bars."""
     from nexus import run as runs
 
-    with Bars(ctx) as bars, runs.opened(ctx.run, app, bars) as found:
+    with ctx.progress("nexus") as tell, runs.opened(ctx.run, app, tell) as found:
         yield found
 
 
@@ -278,14 +238,14 @@ teacher.add_command(ls)
     examples=(
         "recuros nexus drop sentences",
         "recuros --run runs/pilot nexus drop sort --reason 'not needed'",
-        "recuros --run runs/pilot nexus drop sort --json",
+        "recuros --run runs/pilot nexus drop sort --dry-run",
     ),
     right=RIGHT,
     exits=EXITS,
 )
 @click.argument("capability")
-@click.option("--reason", default="dropped by an operator", metavar="TEXT", help="Goes into the ledger.")
-def drop(ctx: Context, capability: str, reason: str) -> int:
+@changes()
+def drop(ctx: Context, capability: str, reason: str, dry_run: bool) -> int:
     """The next run proves and packs what is left."""
     from nexus.stages import gate as stage
 
@@ -297,7 +257,10 @@ def drop(ctx: Context, capability: str, reason: str) -> int:
                 f"{capability!r} is dropped already: {run.cap(capability).reason}",
                 hint="recuros nexus teacher ls",
             )
-        stage.drop(run, table, reason)
+        if dry_run:
+            ctx.message(f"{capability} would be dropped; nothing was changed")
+            return show(ctx, run)
+        stage.drop(run, table, reason or "dropped by an operator")
         return show(ctx, run)
 
 

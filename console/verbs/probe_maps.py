@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from console import maps as drawn
+from console import watched
 from console.context import Context, plain
 from console.verb import verb
 
@@ -50,6 +51,12 @@ def reader(client: Client, probe_id: int, *, take: bool = False) -> Iterator[tup
 @click.argument("probe_id", metavar="ID", type=int)
 def stats(ctx: Context, probe_id: int) -> None:
     """Print the figures of a built-in, then the maps."""
+    if watched.is_watched(ctx.run):
+        seen = watched.look(ctx.run)
+        found = seen.read(probe_id)
+        ctx.message(f"a script that recuros.watch watches: {seen.when}")
+        _print(ctx, probe_id, found, "ledger")
+        return
     with ctx.client() as client, reader(client, probe_id) as (read, way):
         found = read()
         running = client.status()["status"]["probes"]
@@ -58,9 +65,13 @@ def stats(ctx: Context, probe_id: int) -> None:
         from probes import library
 
         found["summary"] = library.summary(prog, found)
+    _print(ctx, probe_id, found, way)
+
+
+def _print(ctx: Context, probe_id: int, found: dict[str, Any], way: str) -> None:
     shown = plain(found)
     figures = [f"{name}  {value}" for name, value in drawn.leaves({"summary": shown.get("summary") or {}})]
-    lines = [*(line for line in figures if way == "page"), *drawn.lines_of(shown)]
+    lines = [*(line for line in figures if way != "learner"), *drawn.lines_of(shown)]
     ctx.emit(
         {"schema": "recuros.probe.stats/v1", "id": probe_id, "maps": found, "read": way},
         "\n".join(lines) or "its maps are empty",

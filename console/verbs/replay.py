@@ -58,11 +58,15 @@ def replay(ctx: Context, span: str, state: bool, decisions: bool, force: bool) -
         data: bytes = msgpack.packb(made.to_map(store, force=force))
     windows: list[dict[str, Any]] = []
     decided: list[dict[str, Any]] = []
-    for row in _decisions(data) if made.decisions else ():
-        decided.append(row)
-    for row in _windows(data) if made.windows else ():
-        windows.append(row)
-        ctx.message(f"window {row['window']}: {row['verdict']} ({len(windows)} of {len(made.windows)})")
+    with ctx.progress("replay") as tell:
+        for row in _decisions(data) if made.decisions else ():
+            decided.append(row)
+            tell("decisions", len(decided), len(made.decisions))
+        for row in _windows(data) if made.windows else ():
+            windows.append(row)
+            tell("windows", len(windows), len(made.windows))
+            if row["verdict"] != "equal":
+                ctx.message(f"window {row['window']}: {row['verdict']} ({len(windows)} of {len(made.windows)})")
     return _report(ctx, made, windows, decided)
 
 

@@ -27,7 +27,8 @@ def report(ctx: Context, html: Path | None) -> int:
     from console import report as reports
 
     ledger = reports.read_ledger(ctx.run)
-    found = reports.boot_report(ctx.run, ledger, {}, {}, 0.0)
+    with ctx.progress("report: verify") as tell:
+        found = reports.boot_report(ctx.run, ledger, {}, {}, 0.0, tell)
     for key in ("schema", "device", "seconds"):
         del found[key]
     doc = {

@@ -165,9 +165,10 @@ class Programs:
         return self._dispatcher.maps(number)
 
     def document(self) -> dict[str, Any]:
-        """The maps of all probes, for the store."""
+        """The maps of all probes and what they cost, for the store."""
+        costs = {row["id"]: {k: row[k] for k in ("cost_ns", "drops")} for row in self._dispatcher.stats()}
         return {
-            str(n): {"program": w.prog, "hook": w.hook, "map": self._dispatcher.maps(n)}
+            str(n): {"program": w.prog, "hook": w.hook, "map": self._dispatcher.maps(n), "cost": costs.get(n, {})}
             for n, (w, _) in self._live.items()
         }
 

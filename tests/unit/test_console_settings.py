@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -176,25 +180,86 @@ complete -p recuros
 """
 
 
-def test_bash_completes_and_takes_up_after_a_colon(place: Path) -> None:
+@pytest.fixture
+def with_recuros(place: Path) -> dict[str, str]:
+    """An environment whose PATH has the command of this tree."""
     tools = place / "tools"
     tools.mkdir()
     (tools / "recuros").write_text(f'#!/bin/sh\nexec {" ".join(RECUROS)} "$@"\n', encoding="utf-8")
     (tools / "recuros").chmod(0o755)
     root = Path(console.__file__).resolve().parents[1]
-    env = {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(root)}
-    done = subprocess.run(["bash", "--norc", "-c", BASH_TEST], capture_output=True, text=True, check=True, env=env)
+    return {**os.environ, "PATH": f"{tools}:{os.environ['PATH']}", "PYTHONPATH": str(root), "HOME": str(place)}
+
+
+def shell(name: str) -> str:
+    """The shell's path; the test is skipped by name where it is missing."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed")
+    return found
+
+
+def test_bash_completes_and_takes_up_after_a_colon(with_recuros: dict[str, str]) -> None:
+    done = subprocess.run(
+        ["bash", "--norc", "-c", BASH_TEST], capture_output=True, text=True, check=True, env=with_recuros
+    )
     assert done.stdout.split("--\n")[:2] == ["probe\n", "cka\n"]
     assert "-F _recuros recuros" in done.stdout
 
 
-@pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_the_other_shells_accept_their_scripts(shell: str, place: Path) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
-    script = place / f"recuros.{shell}"
-    script.write_text(complete.SCRIPTS[shell], encoding="utf-8")
-    subprocess.run([shell, "-n", str(script)], check=True)
+def test_fish_completes_with_what_a_word_is(with_recuros: dict[str, str], place: Path) -> None:
+    fish = shell("fish")
+    (place / "recuros.fish").write_text(complete.FISH, encoding="utf-8")
+    script = "source recuros.fish; complete -C 'recuros prob'; complete -C 'recuros probe attach builtin:ck'"
+    env = {**with_recuros, "XDG_CONFIG_HOME": str(place / "fish"), "XDG_DATA_HOME": str(place / "fish")}
+    done = subprocess.run(
+        [fish, "-N", "-c", script], check=True, capture_output=True, text=True, env=env, cwd=place, timeout=120
+    )
+    lines = done.stdout.splitlines()
+    assert lines[0] == f"probe\t{console.VERBS['probe'][2]}", done.stderr
+    assert lines[1].startswith("builtin:cka\t")
+
+
+class Typed:
+    """A shell at a pseudo-terminal: keys in, screen out."""
+
+    def __init__(self, command: list[str], env: dict[str, str]) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execvpe(command[0], command, env)
+        self.screen = ""
+
+    def keys(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def until(self, wanted: str) -> None:
+        deadline = time.monotonic() + 120
+        while wanted not in self.screen:
+            assert time.monotonic() < deadline, f"no {wanted!r} on the screen: {self.screen!r}"
+            if select.select([self.fd], [], [], 1)[0]:
+                self.screen += os.read(self.fd, 65_536).decode(errors="replace")
+
+    def end(self) -> None:
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+        os.close(self.fd)
+
+
+def test_zsh_completes_at_its_prompt(with_recuros: dict[str, str], place: Path) -> None:
+    zsh = shell("zsh")
+    (place / "rc.zsh").write_text(f"autoload -Uz compinit; compinit -u -D\n{complete.ZSH}\necho re''ady\n", "utf-8")
+    typed = Typed([zsh, "-f", "-i"], {**with_recuros, "TERM": "dumb", "PS1": "% "})
+    try:
+        typed.keys(f"source {place / 'rc.zsh'}\n")
+        typed.until("ready")
+        typed.keys("recuros prob\t")
+        typed.until("recuros probe ")
+        typed.keys("attach builtin:ck\t")
+        typed.until("builtin:cka ")
+        typed.keys("\x15recuros s\t")  # several: they are listed with what they are
+        typed.until(console.VERBS["snapshot"][2][:20])
+    finally:
+        typed.end()
 
 
 def test_a_narrow_terminal_gets_shortened_texts_and_whole_numbers() -> None:
@@ -216,17 +281,79 @@ def test_progress_is_silent_when_quick_and_speaks_on_stderr_when_not(
 ) -> None:
     now = [0.0]
     monkeypatch.setattr("console.progress.time.monotonic", lambda: now[0])
-    with progress("reading", 4, moving=False, quiet=False) as advance:
-        advance("a")
-        now[0] = 3.0
-        advance("b")
-        now[0] = 4.0
-        advance("c")
+    with progress("verify", moving=False, quiet=False) as tell:
+        tell("records", 9, 9)  # quick: not a word
+        tell("packs", 1, 4)
+        now[0] = 6.0
+        tell("packs", 2, 4)
+        now[0] = 7.0
+        tell("packs", 3, 4)  # too soon after the last line
         now[0] = 9.0
-        advance("d")
+        tell("packs", 4, 4)  # the end of a part that took long
+        tell("packs", 4, 4)
+        now[0] = 20.0
+        tell("steps", 500, 0)
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err == "reading: 2 of 4 (b)\n"
+    assert captured.err == "verify: packs 2 of 4\nverify: packs 4 of 4\nverify: steps 500\n"
+
+
+def test_progress_is_json_where_the_data_is_and_nothing_when_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("console.progress.time.monotonic", lambda: now[0])
+    for quiet in (True, False):
+        now[0] = 0.0
+        with progress("gc", moving=False, quiet=quiet, as_json=True) as tell:
+            now[0] = 12.0
+            tell("collection, in steps", 500, 0)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert json.loads(line) == {
+        "schema": "recuros.progress/v1", "verb": "gc", "what": "collection, in steps", "done": 500, "total": None, "elapsed_s": 12.0
+    }  # fmt: skip
+
+
+def test_progress_on_a_terminal_is_a_bar_on_stderr(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("console.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with progress("export", moving=True, quiet=False) as tell:
+        now[0] = 3.0
+        tell("proofs", 3, 7)
+        tell("objects", 12, 0)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "export: proofs" in captured.err
+    assert "3 of 7" in captured.err
+
+
+def test_every_long_verb_of_the_store_tells_how_far_it_is(tmp_path: Path) -> None:
+    from kfs.compactor import Compactor
+    from kfs.fsck import fsck
+    from kfs.gc import collect, plan
+    from kfs.objects import blob
+    from kfs.records import Record, RecordKind
+    from kfs.store import Store
+    from kfs.verify import verify
+
+    told: list[tuple[str, int, int]] = []
+    tell = lambda *args: told.append(args)  # noqa: E731
+    with Store.open_writer(tmp_path / "store") as store:
+        (kept,) = store.put([blob(b"evidence", "report")])
+        args = {"window": 1, "applies_at": 3, "settings": {}, "pack": "starter"}
+        store.append([Record("observer", RecordKind.POLICY, args, t_mono=1, input_ids=(kept,))])
+        collect(store, plan(store, tell=tell), tell=tell)
+        Compactor(store).run(tell=tell)
+    assert {what for what, _, _ in told} >= {"records", "collection, in steps", "compaction, in steps"}
+    told.clear()
+    assert verify(tmp_path / "store", tell=tell).ok
+    assert [row for row in told if row[1] == row[2]] == [("records", 1, 1), ("packs", 1, 1), ("references", 1, 1)]
+    told.clear()
+    assert fsck(tmp_path / "store", tell=tell).status == 0
+    assert ("records", 1, 1) in told
 
 
 def test_ctrl_c_while_modules_are_imported_exits_130_without_a_traceback() -> None:

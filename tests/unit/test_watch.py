@@ -312,3 +312,42 @@ def test_a_trainer_needs_one_callback(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     for name, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], value.cpu()), name
+
+
+def test_another_process_reads_the_probes_of_a_watched_script(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loop, run = Loop(), tmp_path / "run"
+
+    def verb(*words: str, status: int = 0) -> tuple[Any, str]:
+        """A verb as another process would run it: nothing but the run directory connects the two."""
+        assert console.run(["--run", str(run), *words, "--json"]) == status
+        out, err = capsys.readouterr()
+        return (json.loads(out) if out else None), err
+
+    own = "on_forward:student/0 every 2 { @rms = hist(rms(x)) }"
+    with recuros.watch(loop.model, run, optimizer=loop.optimizer, window=10, every=2, probes=[RMS, ("", own)]) as watch:
+        loop.run(4)
+        found, said = verb("probe", "ls")
+        assert [(row["id"], row["fired"]) for row in found["probes"]] == [(1, 0), (2, 0)]
+        assert "no window is recorded yet" in said
+        _, said = verb("probe", "stats", "1", status=75)
+        assert "E75-AGAIN" in said
+        loop.run(16)
+        watch.snapshot()
+        found, said = verb("probe", "ls")
+        assert "as of window 2, step 20" in said
+        assert [row["program"] for row in found["probes"]] == [row["program"] for row in watch.probes]
+        assert [row["fired"] for row in found["probes"]] == [row["fired"] for row in watch.probes]
+        assert all(row["cost_ns"] > 0 for row in found["probes"])
+        stats, _ = verb("probe", "stats", "1")
+        assert stats["read"] == "ledger"
+        assert stats["maps"]["summary"] == json.loads(json.dumps(watch.read(1)["summary"]))
+        assert "rms" in verb("probe", "dump", "2")[0]["assembly"]
+        _, said = verb("probe", "dump", "1", status=4)
+        assert "is a built-in" in said
+        _, said = verb("probe", "stats", "7", status=4)
+        assert "there are: 1, 2" in said
+        _, said = verb("ps", status=3)
+        assert "recuros.watch" in said
+    assert "the script has ended" in verb("probe", "ls")[1]
