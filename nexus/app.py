@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 
 from nexus import contracts as contract_page
 from nexus.contracts import Contract
@@ -24,6 +24,8 @@ from syscalls.errors import RecurosError
 CSV_COLUMNS: Final = ("ModelName", "Parameters", "Category", "BestFeature")
 MAX_RANK: Final = 512
 REFINEMENT: Final = "refinement"
+RESERVED: Final = ("backbone", "joint", "router")
+"""Names under which the run records what is no capability."""
 
 
 class About(Table):
@@ -52,6 +54,18 @@ class StudentTable(Table):
     context: Count = 256
 
 
+class PolicyTable(Table):
+    """The Observer's pack in stage 4, and its numbers."""
+
+    model_config = ConfigDict(extra="allow")
+    more_numbers: ClassVar[bool] = True
+    pack: str = "static"
+
+    def said(self) -> dict[str, Any]:
+        """As a manifest says it."""
+        return {"pack": self.pack, **(self.model_extra or {})}
+
+
 class Training(Table):
     """How the backbone is distilled from its public capabilities, and the defaults of adapters."""
 
@@ -66,6 +80,18 @@ class Training(Table):
     top_k: Annotated[int, Field(ge=1, le=64)] = 16
     anchor: Literal["none", "pca", "random"] = "none"
     anchor_alpha: NotNegative = 5.0
+    """At a job's start; annealed along half a cosine to `anchor_floor` of itself."""
+    anchor_floor: Share = 0.1
+    anchor_beta: NotNegative = 0.1
+    """Weight of the attention anchor, where there is an anchor."""
+    reserve: bool = True
+    """Whether an adapter's first channels are kept for what the profile protects."""
+    joint_steps: Annotated[int, Field(ge=0)] = 0
+    """After the adapters of the capabilities that may teach the backbone, these and the backbone together; 0 leaves it out."""
+    joint_lr: Positive = 3e-4
+    policy: PolicyTable = PolicyTable()
+    eval_every: Count = 2
+    """Windows between two evaluations, where a pack other than `static` looks at them."""
     deadline_ms: Count = 120_000
     engine: Literal["windows", "in-process"] = "windows"
 
@@ -266,8 +292,8 @@ def _check(path: Path, app: App) -> None:
             raise _refuse(
                 path, f"{where}: no teacher is called {capability.teacher!r}", f"there are: {', '.join(sorted(ids))}"
             )
-        if capability.name == "backbone":
-            raise _refuse(path, "a capability cannot be called 'backbone'", "choose another name")
+        if capability.name in RESERVED:
+            raise _refuse(path, f"a capability cannot be called {capability.name!r}", "choose another name")
         if not capability.data.get("kind"):
             raise _refuse(path, f"{where} has no dataset", 'data = { kind = "jsonl", path = "..." }')
         if capability.gated != (capability.tier == 3):
@@ -278,6 +304,7 @@ def _check(path: Path, app: App) -> None:
             raise _refuse(path, f"{where}: start-rank {capability.start_rank} is above scope.max-rank", "lower it")
     for teacher in table.teacher:
         _check_teacher(path, app, teacher, refines)
+    _check_policy(path, table.training)
     metrics = {c.name: sets.metric_of(*app.data_options(c.data)) for c in table.capability}
     contract_page.check_names(app.contracts, metrics, str(app.folder / table.app.contracts))
     if not any(c.backbone and not c.gated for c in table.capability):
@@ -316,6 +343,24 @@ def _check_teacher(path: Path, app: App, teacher: TeacherTable, refines: set[str
         raise _refuse(path, f"{where} is a black box, which gives no logits to distil", "use it in [refine]")
     if not late and not app.of_teacher(teacher.id):
         raise _refuse(path, f"{where} teaches no capability", "add a [[capability]] with this teacher")
+
+
+def _check_policy(path: Path, training: Training) -> None:
+    """A pack that there is, with numbers that it has, where there are windows for it to steer."""
+    from servers.observer.packs import pack_of
+    from servers.observer.policy import numbers_of
+
+    said = training.policy.said()
+    try:
+        numbers_of(pack_of(training.policy.pack), said)
+    except RecurosError as error:
+        raise _refuse(path, f"training.policy: {error.message}", error.hint) from error
+    if training.engine == "in-process" and training.policy.pack != "static":
+        raise _refuse(
+            path,
+            f"training.policy.pack = {training.policy.pack!r} needs windows, and the engine is in-process",
+            'engine = "windows", or pack = "static"',
+        )
 
 
 def _once(path: Path, key: str, names: list[str]) -> None:

@@ -26,11 +26,14 @@ FINISHED: Final = ("passed", "dropped")
 
 @dataclass
 class CapState:
-    """Where a capability stands. `rank`, `steps`, `anchor`: what the loops have made of the plan's; 0 until one did."""
+    """Where a capability stands. `rank`, `steps`, `alpha` (the anchor's weight): what the loops have made of the plan's; 0 until
+    one did. `anchor`: how its error went in the last training: falling, stable, rising or off."""
 
     attempt: int = 0
     rank: int = 0
     steps: int = 0
+    alpha: float = 0.0
+    anchor: str = ""
     status: str = "open"
     reason: str = ""
     edges: list[str] = field(default_factory=list)
@@ -73,9 +76,11 @@ class State:
         if args["capability"]:
             found = self.cap(args["capability"])
             found.done.add(args["stage"])
+            if args["stage"] == 4:
+                found.anchor = str(args["figures"].get("anchor", {}).get("verdict", ""))
             if args["stage"] == 5:
                 found.status = "passed"
-        else:
+        elif args["stage"] != 5 or args["figures"].get("verdict") == "pass":  # a gate that did not pass is not done
             self.stages[args["stage"]] = dict(args["figures"])
 
     def _loop(self, args: Mapping[str, Any]) -> None:
@@ -84,6 +89,7 @@ class State:
         found.attempt = args["attempt"]
         found.rank = int(args["change"].get("rank", found.rank))
         found.steps = int(args["change"].get("steps", found.steps))
+        found.alpha = float(args["change"].get("alpha", found.alpha))
         found.done.discard(4)
         found.done.discard(5)
         found.status = "open"

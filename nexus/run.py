@@ -97,6 +97,7 @@ def summary(ctx: Context) -> dict[str, Any]:
                 "ratio": verdict.get("ratio"),
                 "lower": verdict.get("lower"),
                 "retain": ctx.app.contracts[table.name].retain,
+                "anchor": state.anchor,
                 "loops": " ".join(state.edges),
                 "reason": state.reason or verdict.get("reason", ""),
             }

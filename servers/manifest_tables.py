@@ -222,6 +222,8 @@ class Kd(Table):
     """Both models' logits are divided by it; the loss is scaled by its square."""
     alpha: Annotated[float, Field(ge=0.0, le=limits.ALPHA_MAX)] = 1.0
     """Weight of the hint loss on mapped hidden states; 0 turns it off."""
+    alpha_floor: Share = 1.0
+    """Share of alpha that is left at a phase's end; it falls along half a cosine. 1 keeps alpha as it is."""
     mix: Share = 0.5
     """Share of the distillation loss; the task has the rest."""
     proj: Literal["linear", "none"] = "linear"

@@ -29,6 +29,7 @@ COLUMNS: Final = {
     "ratio": "RETAINED",
     "lower": "LOWER",
     "retain": "CONTRACT",
+    "anchor": "ANCHOR",
     "loops": "LOOPS",
     "reason": "WHY",
 }

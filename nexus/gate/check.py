@@ -1,8 +1,8 @@
 """What runs inside the gate's sandbox: load a bundle as a user would, and score it on recorded items.
 
 Responsible for: per-item scores of each capability, with the gate closed or open, as the bundle's own loader gives them; what a
-gated capability's items score without it; that a call without the opt-in is denied. Imports the bundle loader and this project's
-scoring, no teacher, no runtime. Refuses: nothing; it reports, and the parent judges.
+gated capability's items score without it; that a call without the opt-in is denied; where the router sends items. Imports the bundle
+loader and this project's scoring, no teacher, no runtime. Refuses: nothing; it reports, and the parent judges.
 
 `python -m nexus.gate.check SPEC.json`: {"bundle", "items", "out", "open", "poison", "capabilities": {name: {"metric", "gated"}}}.
 """
@@ -80,6 +80,33 @@ def check(spec: dict[str, Any]) -> dict[str, Any]:
                 leaked = scores_of(model, by, samples, "exact-match")
                 found["leak"][f"{name} by {other or 'backbone'}"] = sum(leaked) / len(leaked)
             found["denied"][name] = _denied(model, name, samples)
+    if model.router is not None:
+        found["routes"] = routes(model, spec["capabilities"], items, found["scores"])
+    return found
+
+
+def routes(
+    model: NexusModel, about: dict[str, Any], items: Path, own: dict[str, list[float]]
+) -> dict[str, dict[str, Any]]:
+    """Where each open capability's items go when no capability is named, and what they score there.
+
+    {name: {"to": {adapter or "": items}, "scores": per item}}; `own`: per-item scores with the capability's own adapter.
+    """
+    import numpy as np
+
+    found: dict[str, dict[str, Any]] = {}
+    for name, table in about.items():
+        if table["gated"]:
+            continue
+        samples = read_items(items, name)
+        chosen = [model.route(prompt).capability or "" for prompt, _ in samples.texts()]
+        scores = list(own[name])
+        for other in sorted(set(chosen) - {name}):
+            where = np.flatnonzero([to == other for to in chosen])
+            by = acting(model, other) if other else None
+            for i, value in zip(where, scores_of(model, by, samples.take(where), table["metric"]), strict=True):
+                scores[i] = value
+        found[name] = {"to": {to: chosen.count(to) for to in sorted(set(chosen))}, "scores": scores}
     return found
 
 

@@ -104,12 +104,14 @@ def prove(case: Case) -> dict[str, Any]:
     for name in about:
         student = np.asarray(opened["scores"][name], dtype=np.float64)
         verdicts[name] = judge(case.contracts[name], case.teacher[name], student, case.seed).to_map()
-    said = [v["verdict"] for v in verdicts.values()]
+    routing = {name: _routed(case, name, found, opened["scores"][name]) for name, found in closed["routes"].items()}
+    said = [v["verdict"] for v in (*verdicts.values(), *routing.values())]
     verdict = FAIL if problems or FAIL in said else INSUFFICIENT if INSUFFICIENT in said else PASS
     return {
         "verdict": verdict,
         "problems": problems,
         "capabilities": verdicts,
+        "routing": routing,
         "bundle_id": manifest.bundle_id,
         "isolation": how,
         "hidden": [str(p.name) for p in case.forbidden],
@@ -123,6 +125,17 @@ def prove(case: Case) -> dict[str, Any]:
         "denied": closed["denied"],
         "scores": opened["scores"],
     }
+
+
+def _routed(case: Case, name: str, found: Mapping[str, Any], own: Sequence[float]) -> dict[str, Any]:
+    """What a caller gets who names no capability: judged by the same contract, on the adapter that the router chose for each item.
+
+    `accuracy`: share of items sent to the capability itself; `wins`: share whose chosen adapter does no worse than that one.
+    """
+    scores, mine = np.asarray(found["scores"], dtype=np.float64), np.asarray(own, dtype=np.float64)
+    verdict = judge(case.contracts[name], case.teacher[name], scores, case.seed).to_map()
+    wins = float((scores >= mine).mean())
+    return {**verdict, "to": found["to"], "accuracy": found["to"].get(name, 0) / len(scores), "wins": wins}
 
 
 def _check(case: Case, about: dict[str, Any], *, opened: bool) -> tuple[dict[str, Any], sandbox.Traced]:

@@ -20,6 +20,8 @@ from nexus.data.samples import Samples
 from nexus.model.tokenizer import PAD
 
 NON_NEGOTIABLE, RECOVERABLE, DISCARDABLE = "non-negotiable", "recoverable", "discardable"
+CHANNEL_GROUPS: Final = 4
+"""Parts that the channels of a feed-forward part are ablated in."""
 POINTS: Final = (2.0, 0.5)
 """More than 2 points lost: non-negotiable; 0.5 to 2: recoverable; less: discardable."""
 ATTENTION_OUT: Final = ("o_proj", "out_proj", "attention.output.dense", "attn.c_proj", "attention.dense", "out_lin")

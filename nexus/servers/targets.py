@@ -28,6 +28,8 @@ FILE_DTYPES: Final = {
     "top_ids": np.int16,
     "top_logp": np.float16,
 }
+OWNER: Final = "owner"
+"""Optional column I64 [B]: whose adapter acts on the sample, in joint training."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,9 @@ class Targets(Table):
         stored = {name: values[index] for name, values in self.columns(split).items()}
         ids = stored["ids"].astype(np.int64)
         content = np.arange(ids.shape[1])[None, :] < stored["lengths"][:, None]
+        more = {OWNER: stored[OWNER].astype(np.int64)} if OWNER in stored else {}
         return {
+            **more,
             "input_ids": ids,
             "attention_mask": content.astype(np.int64),
             "scored": stored["scored"].astype(np.int64),
@@ -54,7 +58,7 @@ def save(path: Path, splits: Mapping[str, Columns]) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     flat = {
-        f"{split}/{name}": np.ascontiguousarray(values.astype(FILE_DTYPES[name]))
+        f"{split}/{name}": np.ascontiguousarray(values.astype((FILE_DTYPES | {OWNER: np.int64})[name]))
         for split, columns in splits.items()
         for name, values in columns.items()
     }
@@ -71,7 +75,8 @@ def load(data: dict[str, Any], _model: dict[str, Any]) -> Targets:
         raise data_error(f"Nexus knows no data {data.get('name')!r}", f'name = "{NAME}"')
     try:
         flat = load_file(str(path))
-        splits = {s: {n: flat[f"{s}/{n}"] for n in FILE_DTYPES} for s in SPLITS}
+        names = [*FILE_DTYPES, *([OWNER] if f"train/{OWNER}" in flat else [])]
+        splits = {s: {n: flat[f"{s}/{n}"] for n in names} for s in SPLITS}
     except (OSError, SafetensorError, KeyError) as error:
         raise data_error(f"targets {path} cannot be read: {error}", "run the stage that writes them again") from error
     return Targets(splits, "causal-lm", 0)

@@ -25,7 +25,7 @@ from nexus.context import Context, read_json, write_json
 from nexus.data import teachers
 from nexus.data.samples import Samples
 from nexus.model.student import find_layers
-from nexus.profiler import causal
+from nexus.profiler import causal, protected
 from nexus.profiler.covariance import (
     CovarianceProbe,
     IncrementalProbe,
@@ -44,7 +44,6 @@ RANK_DEFAULT: Final = 24
 VERIFY_ITEMS: Final = 50
 LARGE: Final = 5_000_000
 """Parameters above which causal tests use the pilot's items only."""
-CHANNEL_GROUPS: Final = 4
 OVERLAP: Final = 0.9
 WEIGHTS: Final = {causal.NON_NEGOTIABLE: 5.0, causal.RECOVERABLE: 2.0, causal.DISCARDABLE: 1.0}
 WEIGHT_HIGH: Final = 10.0
@@ -76,7 +75,7 @@ def profile(ctx: Context) -> None:
     if not fresh and 2 in ctx.state.stages:
         return
     with ctx.stage(2) as work:
-        plan, protected = _plans(ctx)
+        plan, subspaces = _plans(ctx)
         overlap = _overlaps(ctx)
         for name, row in plan.items():
             row["shares_with"] = sorted(
@@ -84,7 +83,7 @@ def profile(ctx: Context) -> None:
             )
         root = ctx.paths.profiles
         write_json(root / "adapter_capacity_plan.json", plan)
-        write_json(root / "protected_subspaces.json", protected)
+        write_json(root / "protected_subspaces.json", subspaces)
         write_json(
             root / "manifest.json",
             {"overlap": {f"{a}/{b}": round(c, 4) for (a, b), c in overlap.items()}, "capabilities": sorted(plan)},
@@ -274,16 +273,11 @@ class Profile:
         """Causal importance of each head and each group of channels of the key layers."""
         count, rows = causal.heads_of(self.teacher.module), []
         for layer in keys:
-            parts = [("head", causal.part_of(self.layers[layer], causal.ATTENTION_OUT, attention=True), count)]
-            parts.append(
-                ("channels", causal.part_of(self.layers[layer], causal.MLP_OUT, attention=False), CHANNEL_GROUPS)
-            )
-            for kind, module, groups in parts:
-                width = _inputs(module)
-                if module is None or not groups or not width:
+            for kind, module, groups in protected.groups(self.layers[layer], count):
+                if module is None or not groups or not protected.inputs(module):
                     continue
                 for n in range(groups):
-                    start, stop = n * width // groups, (n + 1) * width // groups
+                    start, stop = protected.columns(module, groups, n)
                     lost = self.points(self.held, self.base, causal.masked(module, start, stop))
                     rows.append(
                         {"layer": layer, "kind": kind, "index": n, "points_lost": lost, "class": causal.classed(lost)}
@@ -316,15 +310,6 @@ class Profile:
                 file.write(json.dumps({"prompt": prompt, "answer": answer, "teacher_score": float(score)}) + "\n")
 
 
-def _inputs(module: Any) -> int:
-    """Width of what goes into a projection."""
-    if module is None:
-        return 0
-    if hasattr(module, "in_features"):
-        return int(module.in_features)
-    return int(module.weight.shape[0]) if hasattr(module, "weight") else 0
-
-
 @contextmanager
 def hooked(module: Any, programs: dict[str, Any]) -> Iterator[Dispatcher]:
     """A dispatcher on a teacher with a program on each named layer; one that is evicted is an error."""
@@ -345,7 +330,7 @@ def hooked(module: Any, programs: dict[str, Any]) -> Iterator[Dispatcher]:
 def _plans(ctx: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Capacity of each adapter, and the components that it must not lose."""
     plan: dict[str, Any] = {}
-    protected: list[dict[str, Any]] = []
+    subspaces: list[dict[str, Any]] = []
     for capability in ctx.live():
         folder = ctx.paths.profiles / capability.teacher / capability.name
         metas = [read_json(p) for p in sorted(folder.glob("layer_*_meta.json"))]
@@ -355,7 +340,7 @@ def _plans(ctx: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         heads = read_json(folder / "heads_importance.json")
         reserved = sum(h["class"] == causal.NON_NEGOTIABLE for h in heads)
         rank = min(max_rank(ctx), max(ranks.values()))
-        plan[capability.name] = {"rank": rank, "by_layer": ranks, "reserved_channels": min(rank, reserved)}
+        plan[capability.name] = {"rank": rank, "by_layer": ranks, "reserved_channels": min(rank // 2, reserved)}
         for row in [
             *heads,
             *({**m, "kind": "layer", "index": 0, "points_lost": m["points_lost_when_skipped"]} for m in metas),
@@ -365,8 +350,8 @@ def _plans(ctx: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             high = row["points_lost"] > 5 * causal.POINTS[0]
             weight = WEIGHT_HIGH if high and row["class"] == causal.NON_NEGOTIABLE else WEIGHTS[row["class"]]
             kept = {key: row[key] for key in ("layer", "kind", "index", "points_lost", "class")}
-            protected.append({"capability": capability.name, **kept, "loss_weight": weight})
-    return plan, protected
+            subspaces.append({"capability": capability.name, **kept, "loss_weight": weight})
+    return plan, subspaces
 
 
 def _overlaps(ctx: Context) -> dict[tuple[str, str], float]:

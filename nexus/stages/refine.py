@@ -28,6 +28,7 @@ from nexus.model.tokenizer import VOCABULARY, byte_tokenizer
 from nexus.servers import targets
 from nexus.stages import distill
 from nexus.stages.gate import fit_router
+from nexus.stages.jobs import Job, train
 from syscalls.errors import RecurosError
 
 NAME: Final = "refinement"
@@ -106,8 +107,8 @@ def _train(ctx: Context, table: RefineTable, learnt: Samples) -> None:
     hard = hard_targets(learnt, ctx.app.table.training.top_k)
     columns = distill.columns(learnt, hard)
     targets.save(path, {"train": columns, "validation": columns, "test": columns})
-    job = distill.Job(NAME, NAME, table.rank, None, path, table.steps, ctx.app.table.training.adapter_batch, table.lr)
-    tensors, _ = distill.train(ctx, job, ctx.paths.backbone)
+    job = Job(NAME, NAME, table.rank, None, path, table.steps, ctx.app.table.training.adapter_batch, table.lr)
+    tensors, _ = train(ctx, job, ctx.paths.backbone)
     distill.save_adapter(distill.adapter_path(ctx, NAME), tensors, table.rank, None)
     path.unlink()
 

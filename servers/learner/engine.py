@@ -110,6 +110,11 @@ class Engine:
             known = self._in_force = (self._kd, self._policy, self._kd.changed(**self._policy))
         return known[2]
 
+    @property
+    def kd_now(self) -> KdSettings:
+        """`kd` at this step of the phase."""
+        return self.kd if self.phase is None else self.kd.annealed(self.phase_step, self.phase.steps_total)
+
     def set_kd(
         self, temperature: float = -1.0, alpha: float = -1.0, proj: str = "", mix: float = -1.0, **terms: Any
     ) -> None:
@@ -217,7 +222,7 @@ class Engine:
         for arena in trains.values():
             arena.zero_grad()
         try:
-            metrics = self._backward(batch, self.phase, self.kd)
+            metrics = self._backward(batch, self.phase, self.kd_now)
             norm = math.sqrt(sum(float(a.grad.dot(a.grad)) for a in trains.values() if a.grad is not None))
             if not math.isfinite(norm):
                 raise not_finite(self.step, "gradient", norm)
@@ -255,7 +260,7 @@ class Engine:
     def _pieces(self) -> Pieces | None:
         if self.phase is None:
             return None
-        kd = self.kd if self.phase.train == "student" else TASK_ONLY
+        kd = self.kd_now if self.phase.train == "student" else TASK_ONLY
         return Pieces(
             objective=self._objective,
             roles=self._roles,

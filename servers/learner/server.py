@@ -505,7 +505,7 @@ class LearnerService:
             "sparsity": self._engine.sparsity,
             "temperature": self._engine.kd.temperature,
             "mix": self._engine.kd.mix,
-            "alpha": self._engine.kd.alpha,
+            "alpha": self._engine.kd_now.alpha,
             **({"micro_batches": self._engine.micro_batches} if self._engine.micro_batches > 1 else {}),
         }
         if self._outputs is not None:

@@ -19,7 +19,7 @@ import torch
 
 from nexus import run as runs
 from nexus.context import Context, read_json
-from nexus.stages import architect, distill, profile, scope
+from nexus.stages import architect, distill, jobs, profile, scope
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 OUT: Final = ROOT / "docs" / "experiments" / "nexus-pilot"
@@ -36,7 +36,7 @@ SHORT: Final = 0.5
 
 
 def arms(ctx: Context, seeds: int) -> list[dict[str, Any]]:
-    """Every arm and seed: the adapter's ratio on validation items, and the anchor's error at both ends."""
+    """Every arm and seed: the adapter's ratio on validation items, and how the anchor's error went."""
     capability = ctx.app.capability(CAPABILITY)
     data = distill.synthesize(ctx, capability)
     contract = ctx.app.contracts[CAPABILITY]
@@ -44,23 +44,25 @@ def arms(ctx: Context, seeds: int) -> list[dict[str, Any]]:
     rank = profile.planned_rank(ctx, CAPABILITY)["rank"]
     steps = max(1, int((capability.steps or ctx.app.table.training.adapter_steps) * SHORT))
     training, seed = ctx.app.table.training, ctx.app.table.app.seed
+    same = {"engine": "in-process", "policy": type(training.policy)()}
     rows = []
     try:
         for number in range(seeds):
-            for arm, anchor in ARMS.items():
-                ctx.app.table.training = training.model_copy(update={"anchor": anchor, "engine": "in-process"})
+            for arm, kind in ARMS.items():
+                ctx.app.table.training = training.model_copy(update={**same, "anchor": kind})
                 ctx.app.table.app.seed = seed + number
-                job = distill.Job(
-                    f"arm-{anchor}", CAPABILITY, rank, None, data, steps, training.adapter_batch, training.adapter_lr
+                ctx.cap(CAPABILITY).alpha = 0.0  # an arm before this one may have escalated it
+                job = jobs.Job(
+                    f"arm-{kind}", CAPABILITY, rank, None, data, steps, training.adapter_batch, training.adapter_lr
                 )
-                tensors, figures = distill.train(ctx, job, ctx.paths.student)
+                tensors, figures = jobs.train(ctx, job, ctx.paths.student)
                 student = distill.load_student(ctx.paths.student)
                 student.add_adapter(CAPABILITY, rank, seed=seed + number).load_state_dict(tensors)
                 samples = ctx.data(CAPABILITY)["validation"]
                 with torch.no_grad():
                     scores = distill.student_scores(student, CAPABILITY, samples, contract.metric)
-                found = {k: figures[k] for k in ("anchor_first", "anchor_last") if k in figures}
-                rows.append({"arm": arm, "seed": seed + number, "ratio": float(scores.mean() / teacher), **found})
+                row = {"arm": arm, "seed": seed + number, "ratio": float(scores.mean() / teacher)}
+                rows.append({**row, "anchor": figures["anchor"]})
                 print(rows[-1], flush=True)
     finally:
         ctx.app.table.training, ctx.app.table.app.seed = training, seed
@@ -95,18 +97,28 @@ def page(results: dict[str, Any]) -> str:
         f"of them gated: {proof['trace']['gated_opens_closed']}. Poison control caught: {proof['poison']['caught']}. "
         f"Leak: {max(proof['leak'].values(), default=0.0):.4f} at most. Whole run: {results['seconds']:.0f} s.",
         "",
+        "| capability, not named by the caller | routed to it | retained | lower bound |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {row['accuracy']:.4f} | {row['ratio']:.4f} | {row['lower']:.4f} |"
+            for name, row in sorted(proof["routing"].items())
+        ),
+        "",
         f"## The anchor on `{CAPABILITY}`, {results['seeds']} seeds",
         "",
-        "| arm | ratio on validation, by seed | mean | anchor's error, first and last tenth |",
+        f"The adapter is trained on the backbone as it was made, for {SHORT:.0%} of its steps: after the backbone's own training, or at "
+        "full length, every arm is at the ceiling. All arms have the same reserved channels, protected weights and attention anchor where "
+        "they have an anchor; the control differs from B in the directions alone.",
+        "",
+        "| arm | ratio on validation, by seed | mean | anchor's error, first and last windows |",
         "|---|---|---|---|",
     ]
     for arm in ARMS:
         rows = [r for r in results["arms"] if r["arm"] == arm]
-        errors = [f"{r['anchor_first']:.3f} to {r['anchor_last']:.3f}" for r in rows if "anchor_first" in r]
-        ratios = [r["ratio"] for r in rows]
-        lines.append(
-            f"| {arm} | {', '.join(f'{v:.4f}' for v in ratios)} | {np.mean(ratios):.4f} | {'; '.join(errors) or 'none'} |"
-        )
+        errors = [f"{a['first']:.3f} to {a['last']:.3f}" for r in rows if "first" in (a := r["anchor"])]
+        ratios = ", ".join(f"{r['ratio']:.4f}" for r in rows)
+        mean = np.mean([r["ratio"] for r in rows])
+        lines.append(f"| {arm} | {ratios} | {mean:.4f} | {'; '.join(errors) or 'none'} |")
     lines += ["", f"Verdict on the anchor: {claim(results['arms'])}.", ""]
     return "\n".join(lines)
 
@@ -122,41 +134,58 @@ def claim(rows: list[dict[str, Any]]) -> str:
     return "no benefit is claimed"
 
 
+def prepared(ctx: Context) -> None:
+    """Stages 0 to 3."""
+    scope.scope(ctx)
+    scope.registry(ctx)
+    profile.profile(ctx)
+    architect.architect(ctx)
+
+
 def main() -> None:
     """Run, write, say where."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=3, help="seeds of each arm")
+    parser.add_argument(
+        "--quick", action="store_true", help="one seed, and the report beside the run; not for the docs"
+    )
     parser.add_argument("--app", type=Path, default=APP)
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--work", type=Path, default=WORK)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--work", type=Path)
     options = parser.parse_args()
-    shutil.rmtree(options.work, ignore_errors=True)
+    work = options.work or WORK.with_name(WORK.name + ("-quick" if options.quick else ""))
+    out = options.out or (work / "report" if options.quick else OUT)
+    seeds = 1 if options.quick else options.count
+    shutil.rmtree(work, ignore_errors=True)
+
+    def say(what: str, done: int, total: int) -> None:
+        if done == total:
+            print(f"{what}: {total}", flush=True)
+
     started = time.monotonic()
-    with runs.opened(
-        options.work, options.app, lambda what, d, n: print(f"{what}: {n}", flush=True) if d == n else None
-    ) as ctx:
-        scope.scope(ctx)
-        scope.registry(ctx)
-        profile.profile(ctx)
-        architect.architect(ctx)
-        before = time.monotonic()
-        measured = arms(ctx, options.count)
-        apart = time.monotonic() - before
+    with runs.opened(work / "run", options.app, say) as ctx:
+        prepared(ctx)
+    before = time.monotonic()
+    shutil.copytree(work / "run", work / "arms")  # an arm's loops are no part of the pilot's ledger
+    with runs.opened(work / "arms", options.app, say) as ctx:
+        measured = arms(ctx, seeds)
+    apart = time.monotonic() - before
+    with runs.opened(work / "run", options.app, say) as ctx:
         summary = runs.run(ctx)
         report = read_json(ctx.paths.verify_report)
     summary = {k: v for k, v in summary.items() if k not in ("run", "bundle")}
-    proof = {k: report[k] for k in ("isolation", "trace", "poison", "leak", "verdict")}
+    proof = {k: report[k] for k in ("isolation", "trace", "poison", "leak", "routing", "verdict")}
     results = {
         "run": summary,
         "proof": proof,
         "arms": measured,
-        "seeds": options.count,
+        "seeds": seeds,
         "seconds": time.monotonic() - started - apart,
     }
-    options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "results.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    (options.out / "README.md").write_text(page(results), encoding="utf-8")
-    print(options.out / "README.md")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "results.json").write_text(json.dumps(results, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    (out / "README.md").write_text(page(results), encoding="utf-8")
+    print(out / "README.md")
 
 
 if __name__ == "__main__":

@@ -85,6 +85,7 @@ def checked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "scores": {n: [1.0] * 400 for n in NAMES},
         "leak": {"canary by backbone": 0.0},
         "denied": {"canary": "E5-DENIED"},
+        "routes": {n: {"to": {n: 400}, "scores": [1.0] * 400} for n in ("code", "sort")},
         "opened": [],
         "hidden": [],
     }
@@ -108,6 +109,7 @@ def test_a_good_bundle_passes(made: Path, tmp_path: Path, checked: dict[str, Any
         ("denied", {"canary": ""}),
         ("hidden", ["the hiding control failed"]),
         ("scores", {**{n: [1.0] * 400 for n in NAMES}, "sort": [0.9] * 400}),
+        ("routes", {"sort": {"to": {"code": 40, "sort": 360}, "scores": [0.0] * 40 + [1.0] * 360}}),
     ],
 )
 def test_one_fault_is_enough(made: Path, tmp_path: Path, checked: dict[str, Any], key: str, value: Any) -> None:

@@ -180,6 +180,10 @@ def test_the_report_holds_the_proof(made: Path) -> None:
     assert set(report["leak"]) == {"word by backbone", "word by sort"}
     assert max(report["leak"].values()) == 0.0
     assert {v["verdict"] for v in report["capabilities"].values()} == {"pass"}
+    (routed,) = report["routing"].items()  # the gated capability is never routed to
+    assert routed[0] == "sort"
+    assert (routed[1]["verdict"], sum(routed[1]["to"].values())) == ("pass", 400)
+    assert routed[1]["wins"] >= 0.9
 
 
 def test_the_windows_hold_no_gated_data_outside_its_adapter(made: Path) -> None:

@@ -9,6 +9,7 @@ limits and cadences of terms that are not there (E2-LIMIT with the value and the
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -31,6 +32,7 @@ class KdSettings:
     """Weights of the objective. `layer_map`: (student layer, teacher layer) pairs counted from 1; empty means uniform.
 
     `every`: (term, steps) pairs; a term with cadence k enters every k-th step, k times as heavy, so that its weight keeps its meaning.
+    `alpha_floor`: see `annealed`.
     """
 
     temperature: float = 2.0
@@ -38,6 +40,7 @@ class KdSettings:
     proj: str = "linear"
     mix: float = 0.5
     layer_map: tuple[tuple[int, int], ...] = ()
+    alpha_floor: float = 1.0
     task: float = 1.0
     cka: float = 0.0
     at: float = 0.0
@@ -60,6 +63,7 @@ class KdSettings:
         _within("temperature", self.temperature, limits.TEMPERATURE_MIN, limits.TEMPERATURE_MAX)
         _within("alpha", self.alpha, 0.0, limits.ALPHA_MAX)
         _within("mix", self.mix, 0.0, 1.0)
+        _within("alpha_floor", self.alpha_floor, 0.0, 1.0)
         for name in WEIGHTS:
             _within(name, getattr(self, name), 0.0, limits.TERM_WEIGHT_MAX)
         if self.proj not in PROJECTORS:
@@ -70,6 +74,13 @@ class KdSettings:
                     "E2-LIMIT", f"every: no term is called {name!r}", hint=f"terms with a cadence: {', '.join(WEIGHTS)}"
                 )
             _within(f"every.{name}", steps, 1, limits.TERM_EVERY_MAX)
+
+    def annealed(self, step: int, steps: int) -> KdSettings:
+        """The settings at a step of a phase: alpha falls along half a cosine to `alpha_floor` of itself (1: it stays)."""
+        if self.alpha_floor == 1.0:
+            return self
+        left = 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+        return replace(self, alpha=self.alpha * (self.alpha_floor + (1.0 - self.alpha_floor) * left))
 
     def changed(self, **values: Any) -> KdSettings:
         """A copy with the values that are given; keys of other subjects are not ours and are left out."""
