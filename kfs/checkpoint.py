@@ -172,7 +172,7 @@ class Signer:
     def create(files: Files, key_path: Path, signed_path: Path, name: str) -> Signer:
         """Make a new key, mode 0600, that has signed nothing yet."""
         raw = _ED25519 + os.urandom(32)
-        files.make_folder(key_path.parent, 0o700)
+        files.sure_folder(key_path.parent, 0o700)
         files.create(signed_path, _highest_text(TreeHead(0, hashlib.sha256(b"").digest())), 0o600)
         files.create(key_path, _private_text(name, raw), 0o600)
         return Signer(files, key_path, signed_path)

@@ -54,6 +54,14 @@ class Files:
         self._guard(path, lambda: self._os.mkdir(path, mode))
         self.sync_folder(path.parent)
 
+    def sure_folder(self, path: Path, mode: int = 0o755) -> None:
+        """`make_folder`, and the name of a folder that is there already, made by who was killed before syncing it, becomes durable too."""
+        if path.is_dir():
+            self.check()
+            self.sync_folder(path.parent)
+        else:
+            self.make_folder(path, mode)
+
     def write_temp(self, folder: Path, buffers: Sequence[Buffer], mode: int = 0o644) -> Path:
         """Write a new temporary file and fsync it; on any failure it is removed again."""
         self.check()
@@ -279,6 +287,7 @@ class TempFile:
         self._end = 0
         self._unsynced_bytes = 0
         self._syncing: threading.Thread | None = None
+        self._failure: BaseException | None = None
 
     def write(self, data: Buffer) -> Iterator[None]:
         """Write at the end; syncs what has gathered, in steps: a sync of everything at the end would take as long as the whole file."""
@@ -297,11 +306,15 @@ class TempFile:
         while self._syncing.is_alive():
             self._syncing.join(_WAIT_S)
             yield
+        if self._failure is not None:
+            raise self._failure
         self._files.check()
 
     def _sync(self) -> None:
-        with contextlib.suppress(RecurosError):  # it has poisoned the store, which is where the caller finds it
+        try:
             self._files.barrier(self.path, lambda: self._files._os.fsync(self._fd))
+        except BaseException as e:  # noqa: BLE001 - whatever it is, it is the caller's: what was not synced must not be published
+            self._failure = e
 
     def publish(self, final: Path) -> None:
         """Give the file, all of which is synced, its name, and make the name durable."""

@@ -258,7 +258,8 @@ class StoreWriter(Store):
     @classmethod
     def open(cls, layout: Layout, files: Files) -> StoreWriter:
         """Take the lock, create or recover: E3-BUSY names another writer, E9-INTEGRITY what a crash cannot have caused."""
-        files.make_folder(layout.store)
+        if not layout.format.exists():
+            files.sure_folder(layout.store)
         lock = WriterLock(layout.lock)
         ledger = None
         try:
@@ -481,10 +482,10 @@ def _clean_folders(layout: Layout, files: Files) -> list[str]:
     A name that a killed writer made is there, and need not be on the disk: without this a pack could be deduplicated against, a
     signed size counted as persisted, or a whole folder filled, and a power cut could then take the name back.
     """
-    folders = (layout.store.parent, layout.store, layout.keys, layout.ledger, layout.packs)
+    folders = (layout.store.parent, layout.store, layout.keys, layout.packs)
     leftovers = [
         entry.path
-        for folder in (*folders[1:], layout.tile)
+        for folder in (*folders[1:], layout.ledger, layout.tile)
         for entry in os.scandir(folder)
         if entry.name.startswith(TEMP_PREFIX)
     ]
@@ -498,7 +499,7 @@ def _clean_folders(layout: Layout, files: Files) -> list[str]:
 def _create(layout: Layout, files: Files) -> None:
     """Make an empty store. FORMAT comes last, so a store without it was never used and is made anew."""
     for folder in layout.folders():
-        files.make_folder(folder)
+        files.sure_folder(folder)
     used = [entry.name for entry in os.scandir(layout.packs) if not entry.name.startswith(TEMP_PREFIX)]
     if used or (layout.records.exists() and layout.records.stat().st_size > len(MAGIC)):
         raise RecurosError(
@@ -506,7 +507,9 @@ def _create(layout: Layout, files: Files) -> None:
         )
     store_id = os.urandom(16).hex()
     signer = Signer.create(files, layout.signing_key(store_id), layout.signed(store_id), origin(store_id))
-    if not layout.records.exists():
+    if layout.records.exists():
+        files.sync_folder(layout.ledger)  # a killed creation made it, and its name need not be on the disk
+    else:
         files.create(layout.records, MAGIC)
     files.replace(layout.checkpoint, signer.sign(signer.highest))
     files.create(layout.format, Format(store_id, signer.public).text())

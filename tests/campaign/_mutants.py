@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from tests.campaign._disk import Disk, Op
-from tests.campaign._power import Count, Images, Violation, crash_everywhere, trace
+from tests.campaign._power import CREATION_CALLS, Count, Images, Violation, crash_everywhere, trace
 
 Log = list[Op]
 Traces = dict[int, Log]
@@ -250,10 +250,11 @@ def judge(traces: int, images: Images, *, first: int = 0, quick: int = 0) -> Ite
     With `quick` a mutant is first tried in the first `quick` traces and a few states of each; only what escapes gets the rest.
     """
     logs = {seed: trace(seed) for seed in range(first, first + traces)}
-    creations = {seed: trace(seed, steps=0) for seed in range(first, first + (4 if quick else 8))}
+    made = (*range(-CREATION_CALLS, 0), *range(first, first + (4 if quick else 8)))
+    creations = {seed: trace(seed, steps=0) for seed in made}
     few = dict(list(logs.items())[:quick])
-    for site in sites(logs):
-        if any(name in site[1] for name in ("_create", "make_folder")):
+    for site in sites(logs | creations):
+        if any(name in site[1] for name in ("_create", "make_folder", "sure_folder")):
             yield drop(creations, site, images, samples=9)
             continue
         verdict = drop(few, site, images, states_max=_QUICK_STATES)

@@ -49,6 +49,8 @@ from tests.campaign._disk import STYLES, Disk, Killed, Op, Recorder, Shelf
 from tests.unit.kfs_support import commit, miss, snapshot_of
 
 STEPS: Final = 14
+CREATION_CALLS: Final = 64
+"""At least as many as changing calls that creating a store takes (a test counts them)."""
 _PACK_NAME_CHARS: Final = 64 + len(PACK_SUFFIX)
 _NOTE_MARK: Final = "\n\n— ".encode()
 
@@ -242,8 +244,9 @@ class History:
 
 
 def trace(seed: int, *, steps: int = STEPS, faults: bool = True) -> list[Op]:
-    """The log of the history of a seed."""
-    history = History(random.Random(seed), faults=faults)
+    """The log of the history of a seed; a negative one is that of a store whose creation is killed at the call -seed, and nothing else."""
+    history = History(random.Random(seed), faults=faults and seed >= 0)
+    history.calls.kill_at = max(0, -seed)
     try:
         return list(history.run(steps))
     finally:

@@ -70,13 +70,14 @@ def power(count: int, seed: int, details: dict[str, Any]) -> Trials:
     """Distinct disk states after a power cut."""
     total = _power.Count()
     with _power.Images() as images:
-        for number in itertools.count(seed):
+        for number in itertools.chain(range(-_power.CREATION_CALLS, 0), itertools.count(seed)):
             before = total.states
-            for violation in _power.crash_everywhere(_power.trace(number), number, images, total):
+            log = _power.trace(number, steps=_power.STEPS if number >= 0 else 1)
+            for violation in _power.crash_everywhere(log, number, images, total):
                 yield total.states, str(violation)
-            details |= {"drawn": total.drawn, "traces": number - seed + 1}
+            details |= {"drawn": total.drawn, "traces": details.get("traces", 0) + 1}
             yield total.states, ""
-            if total.states >= count or total.states == before:
+            if total.states >= count or (number >= seed and total.states == before):
                 return
 
 

@@ -13,7 +13,7 @@ import pytest
 from kfs.files import Files
 from tests.campaign import _faults, _flips, _fuzz, _kill, _mutants, kfs
 from tests.campaign._disk import OLDEST, Disk, Recorder
-from tests.campaign._power import Count, Images, crash_everywhere, trace
+from tests.campaign._power import CREATION_CALLS, Count, Images, crash_everywhere, trace
 
 Trials = Iterator[tuple[int, str]]
 
@@ -83,6 +83,17 @@ def test_no_power_cut_loses_anything_that_was_acknowledged() -> None:
         found = [str(v) for seed in range(4) for v in crash_everywhere(trace(seed), seed, images, count, samples=2)]
     assert not found
     assert count.states > 400
+
+
+def test_no_power_cut_after_a_killed_creation_leaves_a_store_that_does_not_open() -> None:
+    count = Count()
+    with Images() as images:
+        traces = {seed: trace(seed, steps=0) for seed in range(-CREATION_CALLS, 0)}
+        found = [str(v) for seed, log in traces.items() for v in crash_everywhere(log, seed, images, count, samples=3)]
+    assert not found
+    # The last trace ran through: no call of a creation was left out.
+    assert len([op for op in traces[-CREATION_CALLS] if op.what == "open"]) == 0
+    assert len([op for op in traces[-1] if op.what == "open"]) == 1
 
 
 def test_every_write_barrier_and_every_order_is_needed() -> None:
