@@ -401,8 +401,8 @@ def verify_store(root: Path, report: Report, key: str | None, anchor: bytes | No
         used = pick_key(form["key"], key, report)
         if json.dumps(form).encode() + b"\n" != text or not form["key"].startswith(f"recuros.kfs/{form['store']}+"):
             raise Bad("it is not in its canonical form")
-        if (form["format"], form["major"]) != ("recuros-kfs", 1):
-            raise Bad(f"store format {form['major']!r:.20}; this program reads 1")
+        if (form["format"], form["major"], form["minor"]) != ("recuros-kfs", 1, 1):
+            raise Bad(f"store format {form['major']!r:.20}.{form['minor']!r:.20}; this program reads 1.1")
     with report.part("checkpoint", "checkpoint"):
         heads.append(("checkpoint", *open_note(read_text(root / "checkpoint"), used)))
     if anchor is not None:

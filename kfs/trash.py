@@ -55,10 +55,9 @@ def take_back(files: Files, layout: Layout, item: Trashed) -> None:
 
 
 def unlink_due(store: StoreWriter, grace_records: int = GRACE_RECORDS) -> Iterator[Trashed]:
-    """Unlink what has had its grace, one file a step."""
+    """Unlink what has had its grace, one file a step; when it is over, what an earlier, killed process unlinked is gone for good too."""
     due = [item for item in waiting(store.layout) if item.at + grace_records <= store.size]
     for item in due:
         store.files.remove(item.path)
         yield item
-    if due:
-        store.files.sync_folder(store.layout.trash)
+    store.files.sync_folder(store.layout.trash)

@@ -112,7 +112,7 @@ def verify(
     try:
         named = _check_ledger(layout, ledger, heads, report, tell)
         if not any(problem.what in ("ledger", "root") for problem in report.problems):
-            _check_tiles(layout, form, ledger, report)
+            _check_tiles(layout, ledger, report)
     finally:
         ledger.close()
     if not fast:
@@ -218,11 +218,9 @@ def _changed_record(layout: Layout, ledger: LedgerReader, head: TreeHead) -> str
     return f"; by the hash tiles, record {changed[0]} at byte {ledger.location(changed[0])}{more} was changed"
 
 
-def _check_tiles(layout: Layout, form: Format, ledger: LedgerReader, report: Report) -> None:
-    """Every tile against the records. A store of minor version 0 need not have any."""
+def _check_tiles(layout: Layout, ledger: LedgerReader, report: Report) -> None:
+    """Every tile against the records."""
     found = tiles.read_all(layout.tile)
-    if not found and form.minor == 0:
-        return
     ledger.refresh()  # a live writer publishes tiles of records that were not there when the ledger was read
     ledger.grow_tree(ledger.size)
     for finding in tiles.compare(layout.tile, found, ledger.leaves, report.signed):

@@ -279,15 +279,13 @@ def test_check_and_rebuild_work_on_a_folder_by_itself(tmp_path: Path) -> None:
     assert rebuild(folder, leaves, 260, Files()) == []
 
 
-def test_a_store_of_the_first_minor_version_needs_no_tiles_and_gets_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("minor", [0, 3])
+def test_a_minor_version_that_a_flipped_bit_could_choose_is_refused(tmp_path: Path, minor: int) -> None:
     fill(tmp_path, 5)
     form = tmp_path / "store/FORMAT"
-    form.write_bytes(form.read_bytes().replace(b'"minor": 1', b'"minor": 0'))
-    shutil.rmtree(tmp_path / "store/tile/0")
-    assert problems(tmp_path) == []
-    fill(tmp_path, 6)
-    assert "0/000.p/6" in files_below(tmp_path / "store/tile")
-    assert problems(tmp_path) == []
+    form.write_bytes(form.read_bytes().replace(b'"minor": 1', f'"minor": {minor}'.encode()))
+    with pytest.raises(RecurosError, match=rf"store format 1\.{minor}; this program reads and writes format 1\.1"):
+        Store.open_writer(tmp_path / "store")
 
 
 def test_no_tile_is_written_or_synced_before_an_append_answers(tmp_path: Path) -> None:
