@@ -147,7 +147,8 @@ def export(
         )
     made = Lineage(made.windows, [seq for seq in made.records if seq < signed])
     taken, objects = _objects(store, wanted, roles, tell)
-    digest, buffers = packs.encode(objects)
+    buffers = packs.encode(objects)
+    digest = packs.digest_of(buffers)
     files: dict[str, Sequence[Any]] = {
         "README.txt": [_README.format(snapshot=wanted, origin=prover.checkpoint.origin).encode()],
         "checkpoint": [prover.checkpoint.note],

@@ -43,6 +43,7 @@ ITEM_BYTES: dict[str, int] = {
     "C64": 8,
 }
 DIMENSIONS_MAX = 32
+_THREADED_BYTES_MIN = 1 << 20
 _DOMAIN = b"recuros kfs object 1\n"
 
 
@@ -97,14 +98,19 @@ def object_id(dtype: str, shape: Sequence[int], data: Buffer) -> str:
         raise RecurosError(
             "E2-LIMIT", f"{dtype} of shape {list(shape)} takes {expected} bytes; the buffer has {view.nbytes}"
         )
-    hashing = hasher(dtype, shape)
+    hashing = hasher(dtype, shape, max_threads=threads_for(view.nbytes))
     hashing.update(view)
     return f"{ALGORITHM}:{hashing.hexdigest()}"
 
 
-def hasher(dtype: str, shape: Sequence[int]) -> blake3:
+def hasher(dtype: str, shape: Sequence[int], max_threads: int = 1) -> blake3:
     """A hasher that has taken what precedes an object's bytes: the id is `ALGORITHM:` and its digest after them."""
-    return blake3(_DOMAIN + " ".join([dtype, *map(str, shape)]).encode() + b"\n")
+    return blake3(_DOMAIN + " ".join([dtype, *map(str, shape)]).encode() + b"\n", max_threads=max_threads)
+
+
+def threads_for(size_bytes: int) -> int:
+    """Threads to hash so many bytes with: those of the process's cores where that is worth waking them; the digest is the same."""
+    return blake3.AUTO if size_bytes >= _THREADED_BYTES_MIN else 1
 
 
 def id_of(item: NewObject) -> str:

@@ -16,13 +16,14 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from blake3 import blake3
 
 from kfs.ids import KINDS, is_object_id
-from kfs.objects import ITEM_BYTES, NewObject, byte_length, byte_view
+from kfs.objects import ITEM_BYTES, NewObject, byte_length, byte_view, threads_for
 from syscalls.errors import RecurosError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ _ALIGN: Final = 8
 _SMALL_BYTES_MAX: Final = 1 << 20
 _RUN_BYTES_MAX: Final = 4 << 20
 _MAP_BYTES_MIN: Final = 1 << 20  # smaller objects are read, larger ones are mapped
+_MAPPINGS_KEPT: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +114,21 @@ class Pack:
         return Entry(dtype, shape, kind, self.data_offset + start, end - start, base)
 
 
-def encode(objects: Mapping[str, NewObject]) -> tuple[str, list[Buffer]]:
-    """The digest (64 hex digits) and the buffers of the pack of `objects` (id -> object); large tensors are not copied.
+def encode(objects: Mapping[str, NewObject]) -> list[Buffer]:
+    """The buffers of the pack of `objects` (id -> object); large tensors are not copied.
 
     Objects are ordered by falling item size, then id: every tensor is aligned for its dtype, and the same objects make the
     same pack.
     """
-    buffers = _coalesce(layout(objects))
-    hasher = blake3()
+    return _coalesce(layout(objects))
+
+
+def digest_of(buffers: Sequence[Buffer]) -> str:
+    """The 64 hexadecimal digits that name the pack of these bytes. Large buffers are hashed without the interpreter's lock."""
+    hasher = blake3(max_threads=threads_for(max((memoryview(buffer).nbytes for buffer in buffers), default=0)))
     for buffer in buffers:
         hasher.update(buffer)
-    return hasher.hexdigest(), buffers
+    return hasher.hexdigest()
 
 
 def layout(objects: Mapping[str, NewObject | Encoded], *, compacted: bool = False) -> list[memoryview]:
@@ -226,12 +232,27 @@ def read_header(path: Path) -> Pack:
 def read_bytes(path: Path, entry: Entry) -> memoryview:
     """What is stored of an object, unverified; fewer bytes than its length when the file is short. Large ones are mapped, not
     copied."""
+    if entry.length >= _MAP_BYTES_MIN:
+        found = path.stat()
+        if entry.offset + entry.length <= found.st_size:
+            mapping = _mapped(str(path), found.st_ino, found.st_size, found.st_mtime_ns)
+            return memoryview(mapping)[entry.offset : entry.offset + entry.length]
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        if entry.length < _MAP_BYTES_MIN or entry.offset + entry.length > os.fstat(fd).st_size:
-            return memoryview(os.pread(fd, entry.length, entry.offset))
-        start = entry.offset - entry.offset % mmap.ALLOCATIONGRANULARITY
-        mapping = mmap.mmap(fd, entry.offset + entry.length - start, mmap.MAP_SHARED, mmap.PROT_READ, offset=start)
-        return memoryview(mapping)[entry.offset - start :]
+        return memoryview(os.pread(fd, entry.length, entry.offset))
+    finally:
+        os.close(fd)
+
+
+@lru_cache(maxsize=_MAPPINGS_KEPT)
+def _mapped(path: str, inode: int, size: int, mtime_ns: int) -> mmap.mmap:
+    """A whole pack: its objects are read one after the other, and a mapping for each would cost more than it holds.
+
+    The rest of the key tells a file of the same name apart. What is kept may be unlinked meanwhile; its space is free when two others
+    have been read.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return mmap.mmap(fd, size, mmap.MAP_SHARED, mmap.PROT_READ)
     finally:
         os.close(fd)

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from kfs import delta, records
 from kfs import pack as packs
@@ -35,10 +35,14 @@ from kfs.tiles import TileWriter
 from syscalls import limits
 from syscalls.errors import RecurosError
 
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
 CHECKPOINT_RECORDS: Final = 256
 CHECKPOINT_PERIOD_NS: Final = 1_000_000_000
 RECENT_COMMITS: Final = 8
 _VANISHED_TRIES: Final = 5
+_HASHED_BESIDE_BYTES_MIN: Final = 4 << 20
 _PREFIX: Final = re.compile(r"b3:[0-9a-f]{0,63}\Z")
 # A frame holds at least this many records of the largest size.
 _BATCH_RECORDS: Final = min(FRAME_RECORDS_MAX, FRAME_BYTES_MAX // (limits.RECORD_BYTES_MAX + 64))
@@ -346,15 +350,26 @@ class StoreWriter(Store):
         fresh = {key: item for key, item in objects.items() if key not in known}
         if not fresh:
             return 0
-        digest, buffers = packs.encode(fresh)
+        digest, temp = self._write_pack(packs.encode(fresh))
         path = self.layout.pack(digest)
-        self.files.publish(self.files.write_temp(self.layout.packs, buffers), path)
+        self.files.publish(temp, path)
         found = packs.read_header(path)
         self.catalog.add(found)
         self.born[digest] = self.size
         for name in self.doomed.keys() & fresh.keys():
             del self.doomed[name]  # it is stored anew
         return found.file_bytes
+
+    def _write_pack(self, buffers: Sequence[Buffer]) -> tuple[str, Path]:
+        """A pack's digest and the temporary file that holds it, synced. A large one is hashed while it is written."""
+        if sum(memoryview(buffer).nbytes for buffer in buffers) < _HASHED_BESIDE_BYTES_MIN:
+            return packs.digest_of(buffers), self.files.write_temp(self.layout.packs, buffers)
+        from concurrent.futures import ThreadPoolExecutor  # what only reads has no use for it
+
+        with ThreadPoolExecutor(1) as beside:
+            digest = beside.submit(packs.digest_of, buffers)
+            temp = self.files.write_temp(self.layout.packs, buffers)
+            return digest.result(), temp
 
     # --- records -----------------------------------------------------------------------------------------------------
 

@@ -1,18 +1,19 @@
 """exp and log as oBPF means them: fixed sequences of IEEE double operations.
 
 Responsible for: the constants and the order of operations that the interpreter and the compiler share, for one double in plain
-Python and for numpy arrays, bit for bit the same. Only addition, subtraction, multiplication, comparison and bit operations
+Python and for numpy arrays, bit for bit the same. Only addition, subtraction, multiplication, one division, comparison and bit operations
 occur, each rounded to nearest even by itself (never fused), so every IEEE machine gives the same bits. libm, numpy and torch
 differ from each other in the last bit, and are not used.
 Refuses: nothing; both functions are total. Numpy is imported by the array functions only.
 
     exp: k = round(x / ln 2), r = (x - k LN2_HI) - k LN2_LO, |r| <= ln 2 / 2
          e^x = (1 + (r + r^2 Q(r))) 2^(k >> 1) 2^(k - (k >> 1))
-    log: x = 2^k m, sqrt(1/2) <= m < sqrt 2, f = m - 1
-         ln x = k LN2_HI + (f - (f^2 / 2 - (f^2 f P(f) + k LN2_LO)))
+    log: x = 2^k m, sqrt(1/2) <= m < sqrt 2, f = m - 1, s = f / (2 + f), h = f^2 / 2
+         ln x = k LN2_HI + (f - (h - (s (h + s^2 P(s^2)) + k LN2_LO)))
 
 Q and P are evaluated by Horner's rule from the highest power down. Their coefficients interpolate (e^r - 1 - r) / r^2 and
-(ln(1 + f) - f + f^2 / 2) / f^3 at the Chebyshev nodes of the two intervals, computed with 60 digits and rounded to double.
+(2 atanh s - 2 s) / s^3, a function of s^2, at the Chebyshev nodes of the two intervals, computed with 60 digits and rounded to double.
+The second because ln(1 + f) = 2 atanh s = f - s f + s^3 P(s^2) and s f = h - s h: a third of the operations that a polynomial in f takes.
 Source of the reductions: W. J. Cody and W. Waite, Software Manual for the Elementary Functions (1980), chapters 5 and 6.
 Largest error seen over 190,000 samples against 120-bit arithmetic: exp 0.90 ulp, log 0.81 ulp (the tests sample again).
 """
@@ -58,27 +59,13 @@ EXP_Q: Final[tuple[float, ...]] = tuple(
 LOG_P: Final[tuple[float, ...]] = tuple(
     float.fromhex(text)
     for text in (
-        "0x1.5555555555555p-2",
-        "-0x1.0000000000007p-2",
-        "0x1.99999999998d6p-3",
-        "-0x1.5555555553439p-3",
-        "0x1.249249249e54ep-3",
-        "-0x1.000000017d864p-3",
-        "0x1.c71c71bf57e78p-4",
-        "-0x1.9999989debc67p-4",
-        "0x1.745d18073166ap-4",
-        "-0x1.55558244adf75p-4",
-        "0x1.3b13c74b10074p-4",
-        "-0x1.248da4075fc76p-4",
-        "0x1.110a395e8f5f1p-4",
-        "-0x1.00473994704bcp-4",
-        "0x1.e33599d79fddep-5",
-        "-0x1.c29cda771048dp-5",
-        "0x1.9ef117e3860c1p-5",
-        "-0x1.a4f4299a86d17p-5",
-        "0x1.e4ec08d78fa12p-5",
-        "-0x1.ba190754dc90ap-5",
-        "0x1.7d284457bec19p-6",
+        "0x1.5555555555558p-1",
+        "0x1.99999999952d7p-2",
+        "0x1.2492492df281ap-2",
+        "0x1.c71c62e3f11e6p-3",
+        "0x1.7462b51cb66b1p-3",
+        "0x1.39fe51a7c18f9p-3",
+        "0x1.2b5900de53b32p-3",
     )
 )
 """P, lowest power first."""
@@ -134,11 +121,13 @@ def log(x: float) -> float:
     n = bits(x) + (ONE_BITS - SQRT_HALF_BITS)
     k = float((n >> 52) - 1023 + scale)
     f = from_bits((n & MANTISSA_MASK) + SQRT_HALF_BITS) - 1.0
+    s = f / (f + 2.0)
+    z = s * s
     p = LOG_P[-1]
     for c in LOG_P[-2::-1]:
-        p = p * f + c
-    square = f * f
-    return k * LN2_HI + (f - (0.5 * square - ((square * f) * p + k * LN2_LO)))
+        p = p * z + c
+    half = (f * f) * 0.5
+    return k * LN2_HI + (f - (half - (s * (half + z * p) + k * LN2_LO)))
 
 
 def exp_array(x: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -170,11 +159,13 @@ def log_array(x: NDArray[np.float64]) -> NDArray[np.float64]:
         n = np.where(small, x * TWO_54, x).view(np.int64) + (ONE_BITS - SQRT_HALF_BITS)
         k = ((n >> 52) - 1023 + np.where(small, -54, 0)).astype(np.float64)
         f = ((n & MANTISSA_MASK) + SQRT_HALF_BITS).view(np.float64) - 1.0
+        s = f / (f + 2.0)
+        z = s * s
         p = np.full_like(f, LOG_P[-1])
         for c in LOG_P[-2::-1]:
-            p = p * f + c
-        square = f * f
-        y = k * LN2_HI + (f - (0.5 * square - ((square * f) * p + k * LN2_LO)))
+            p = p * z + c
+        half = (f * f) * 0.5
+        y = k * LN2_HI + (f - (half - (s * (half + z * p) + k * LN2_LO)))
         y = np.where(x > 0.0, y, np.where(x == 0.0, -INF, NAN))
         return np.asarray(np.where(x == INF, INF, y))
 

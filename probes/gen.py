@@ -135,7 +135,7 @@ def _fixed() -> list[str]:
         "",
         "## exp and log",
         "",
-        "Fixed sequences of additions, multiplications and bit operations on doubles, each rounded by itself:",
+        "Fixed sequences of additions, multiplications, one division and bit operations on doubles, each rounded by itself:",
         "",
         formulas,
         "",

@@ -33,10 +33,10 @@ from probes.isa import (
     MapKind,
 )
 from probes.jit_ir import Function, double
-from probes.jit_lib import DATA, DIMS, DTYPE, ORIGIN, RANK, STRIDES, VIEW_WORDS
+from probes.jit_lib import DATA, DIMS, DTYPE, F32, ORIGIN, RANK, STRIDES, VIEW_WORDS, widen
 from syscalls.errors import RecurosError
 
-CODEGEN_VERSION: Final = 2
+CODEGEN_VERSION: Final = 3
 """Raised with every change of the generated code, so that cached objects of another one are not found."""
 ENTRY: Final = "fire"
 FIRING_MAPS, FIRING_CALLBACK, FIRING_FAILED, FIRING_INTS, FIRING_FLOATS = 0, 1, 2, 4, 8
@@ -386,8 +386,13 @@ class _Code:
         self._fail_if(f.op(f"icmp ne i64 {f.word(view, RANK)}, 1"), FAULT_RANK)
         at = self._index(f.word(view, DIMS), ins.b)
         data = f.op(f"add i64 {f.word(view, DATA)}, {f.op(f'mul i64 {at}, {f.word(view, STRIDES)}')}")
-        address = f.op(f"inttoptr i64 {data} to ptr")
-        self._set_float(ins.d, f.op(f"call double @load1(ptr {address}, i64 {f.word(view, DTYPE)})"))
+        address, dtype = f.op(f"inttoptr i64 {data} to ptr"), f.word(view, DTYPE)
+        # The usual type where it stands, without a call.
+        single = f.op(f"icmp eq i64 {dtype}, {F32}")
+        with f.when(single):
+            self._set_float(ins.d, widen(f, F32, address, 1))
+        with f.when(f.op(f"xor i1 {single}, true")):
+            self._set_float(ins.d, f.op(f"call double @load1(ptr {address}, i64 {dtype})"))
 
     # Maps
 

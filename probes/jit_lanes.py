@@ -1,7 +1,8 @@
 """The run-time library of compiled programs, part two, as LLVM IR: the reductions.
 
 Responsible for: the same order and the same roundings as `probes.lanes`: 64 accumulators at a time, element k into lane k mod 64,
-folded 32, 16, 8, 4, 2, 1 apart. A lane function takes whole blocks of 64 elements; `drive` of `probes.jit_lib` feeds it.
+folded 32, 16, 8, 4, 2, 1 apart. A lane function takes whole blocks of NARROW elements, of 64 when its accumulators stay in registers
+(it rounds up); `drive` of `probes.jit_lib` feeds it.
 Refuses: to reorder or fuse anything; what padding a reduction may see is stated where it is chosen.
 """
 
@@ -25,6 +26,11 @@ _Wide = Callable[[Function, str, str, str], str]
 """(function, accumulators, a, b) -> accumulators, each LANES doubles."""
 
 
+def _blocks(f: Function) -> str:
+    """Blocks of LANES that hold %n blocks of NARROW."""
+    return f.op(f"lshr i64 {f.op(f'add i64 %n, {LANES // NARROW - 1}')}, {(LANES // NARROW).bit_length() - 1}")
+
+
 def _wide_lanes(name: str, dtype: int, work: _Wide, pair: bool) -> Callable[[], str]:
     """A lane function whose accumulators stay in registers."""
 
@@ -32,7 +38,7 @@ def _wide_lanes(name: str, dtype: int, work: _Wide, pair: bool) -> Callable[[], 
         f = Function(f"define hidden void @{name}_{DTYPES[dtype]}{_LANE_ARGS}")
         held = f.slot(_V64, 64)
         f.store(_V64, f.load(_V64, "%acc", 64), held, 64)
-        with f.repeat("%n") as i:
+        with f.repeat(_blocks(f)) as i:
             offset = f.op(f"mul i64 {i}, {LANES * ITEM_BYTES[dtype]}")
             a = widen(f, dtype, f.at("%a", offset), LANES)
             b = widen(f, dtype, f.at("%b", offset), LANES) if pair else a
@@ -50,8 +56,9 @@ def _narrow_lanes(name: str, term: Callable[[Function, str, str], str], pair: bo
 
     def text() -> str:
         f = Function(f"define hidden void @{name}_float64{_LANE_ARGS}")
-        with f.repeat("%n") as i, f.repeat(str(LANES), NARROW) as j:
-            at = f.op(f"add i64 {f.op(f'mul i64 {i}, {LANES}')}, {j}")
+        with f.repeat("%n") as i:
+            at = f.op(f"mul i64 {i}, {NARROW}")
+            j = f.op(f"and i64 {at}, {LANES - 1}")
             a = f.load(kind, f.at("%a", at, "double"))
             b = f.load(kind, f.at("%b", at, "double")) if pair else a
             lane = f.at("%acc", j, "double")
@@ -67,7 +74,7 @@ def _bit_count(name: str, dtype: int, test: Callable[[Function, str], str]) -> C
 
     def text() -> str:
         f = Function(f"define hidden void @{name}_{DTYPES[dtype]}{_LANE_ARGS}")
-        with f.repeat("%n") as i:
+        with f.repeat(_blocks(f)) as i:
             x = widen(f, dtype, f.at("%a", f.op(f"mul i64 {i}, {LANES * ITEM_BYTES[dtype]}")), LANES)
             mask = f.op(f"bitcast <{LANES} x i1> {test(f, x)} to i{LANES}")
             ones = f.op(f"call i64 @llvm.ctpop.i64(i64 {mask})")

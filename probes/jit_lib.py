@@ -101,13 +101,19 @@ def _convert() -> str:
         with f.when(f.op(f"and i1 {is_type}, {unit}")):
             with f.repeat(whole, NARROW) as i:
                 source = f.at("%p", f.op(f"mul i64 {i}, {ITEM_BYTES[dtype]}"))
-                f.store(floats(NARROW), widen(f, dtype, source, NARROW), f.at("%out", i, "double"))
+                f.store(floats(NARROW), widen(f, dtype, source, NARROW), f.at("%out", i, "double"), 8)
             f.store("i64", whole, done)
+    # What is left, or lies apart: the usual type without asking for each element which it is.
     start = f.load("i64", done)
-    with f.repeat(f.op(f"sub i64 %n, {start}")) as k:
-        i = f.op(f"add i64 {k}, {start}")
-        value = f.op(f"call double @load1(ptr {f.at('%p', f.op(f'mul i64 {i}, %stride'))}, i64 %dtype)")
-        f.store("double", value, f.at("%out", i, "double"))
+    left = f.op(f"sub i64 %n, {start}")
+    single = f.op(f"icmp eq i64 %dtype, {F32}")
+    for usual in (True, False):
+        count = f.select(single, "i64", *((left, "0") if usual else ("0", left)))
+        with f.repeat(count) as k:
+            i = f.op(f"add i64 {k}, {start}")
+            source = f.at("%p", f.op(f"mul i64 {i}, %stride"))
+            value = widen(f, F32, source, 1) if usual else f.op(f"call double @load1(ptr {source}, i64 %dtype)")
+            f.store("double", value, f.at("%out", i, "double"))
     f.do("ret void")
     return f.text()
 
@@ -132,6 +138,15 @@ def _ready() -> str:
         f.put("%out", _N_STRIDES + k, 0)
     axis = f.slot("i64")
     f.store("i64", "4", axis)
+    # A row has nothing to merge.
+    row = f.op(f"icmp eq i64 {f.word('%v', RANK)}, 1")
+    with f.when(row):
+        f.put("%out", _N_DIMS + 3, f.word("%v", DIMS))
+        f.put("%out", _N_STRIDES + 3, f.word("%v", STRIDES))
+        f.store("i64", "3", axis)
+    merge, merged_all = f.name("merge"), f.name("merged")
+    f.do(f"br i1 {row}, label %{merged_all}, label %{merge}")
+    f.label(merge)
     for k in (3, 2, 1, 0):
         size, stride = f.word("%v", DIMS + k), f.word("%v", STRIDES + k)
         with f.when(f.op(f"icmp ne i64 {size}, 1")):
@@ -150,6 +165,8 @@ def _ready() -> str:
                 f.store("i64", m, axis)
                 f.put("%out", f.op(f"add i64 {m}, {_N_DIMS}"), size)
                 f.put("%out", f.op(f"add i64 {m}, {_N_STRIDES}"), stride)
+    f.do(f"br label %{merged_all}")
+    f.label(merged_all)
     dtype = f.word("%v", DTYPE)
     table = f"[{len(ITEM_BYTES)} x i64] [{', '.join(f'i64 {n}' for n in ITEM_BYTES)}]"
     item = f.op(f"extractvalue {table}, 0")
@@ -171,6 +188,14 @@ def _fill() -> str:
     """Elements start .. start + n - 1 in C order as doubles, then `pad` up to a whole block of lanes."""
     f = Function("define hidden void @fill(ptr %r, i64 %start, i64 %n, ptr %out, double %pad)")
     base, dtype = f.op(f"inttoptr i64 {f.word('%r', _N_DATA)} to ptr"), f.word("%r", _N_DTYPE)
+    padded, steps = f.name("padded"), f.name("steps")
+    one, many = f.name("one"), f.op(f"icmp ne i64 {f.word('%r', _N_DIMS + 3)}, {f.word('%r', _N_COUNT)}")
+    f.do(f"br i1 {many}, label %{steps}, label %{one}")
+    f.label(one)
+    begin = f.at(base, f.op(f"mul i64 %start, {f.word('%r', _N_STRIDES + 3)}"))
+    f.do(f"call void @convert(ptr {begin}, i64 {f.word('%r', _N_STRIDES + 3)}, i64 {dtype}, i64 %n, ptr %out)")
+    f.do(f"br label %{padded}")
+    f.label(steps)
     size = [f.word("%r", _N_DIMS + k) for k in range(4)]
     stride = [f.word("%r", _N_STRIDES + k) for k in range(4)]
     at = [f.slot("i64") for _ in range(4)]
@@ -205,6 +230,8 @@ def _fill() -> str:
         f.store("i64", f.select(carry, "i64", "0", moved), at[k])
     f.do(f"br label %{head}")
     f.label(after)
+    f.do(f"br label %{padded}")
+    f.label(padded)
     short = f.op(f"and i64 {f.op('sub i64 0, %n')}, {LANES - 1}")
     with f.repeat(short) as i:
         f.store("double", "%pad", f.at("%out", f.op(f"add i64 {i}, %n"), "double"))
@@ -213,7 +240,10 @@ def _fill() -> str:
 
 
 def _drive() -> str:
-    """Feed one view, or two of one shape (%b null: one), to a lane function in blocks of LANES elements."""
+    """Feed one view, or two of one shape (%b null: one), to a lane function in blocks of NARROW elements.
+
+    A lane function is told whole blocks; one that takes LANES elements at a time rounds up, and finds padding there.
+    """
     f = Function(
         "define hidden void @drive(ptr %a, ptr %b, ptr %acc, ptr %f64, ptr %f32, double %pa, double %pb, double %p, double %q)"
     )
@@ -222,12 +252,15 @@ def _drive() -> str:
     chunk = [f.slot(buffer, 64), f.slot(buffer, 64)]
     two = f.op("icmp ne ptr %b, null")
     f.do(f"call void @ready(ptr %a, ptr {ready[0]})")
-    f.do(f"call void @ready(ptr {f.select(two, 'ptr', '%b', '%a')}, ptr {ready[1]})")
+    with f.when(two):
+        f.do(f"call void @ready(ptr %b, ptr {ready[1]})")
+    ready[1] = f.select(two, "ptr", ready[1], ready[0])
     n = f.word(ready[0], _N_COUNT)
     flat = f.op(f"and i64 {f.word(ready[0], _N_FLAT)}, {f.word(ready[1], _N_FLAT)}")
     same = f.op(f"icmp eq i64 {f.word(ready[0], _N_DTYPE)}, {f.word(ready[1], _N_DTYPE)}")
     direct = f.op(f"and i1 {same}, {f.op(f'icmp ne i64 {flat}, 0')}")
-    blocks, done = f.op(f"lshr i64 {n}, {LANES.bit_length() - 1}"), f.slot("i64")
+    whole, done = f.op(f"and i64 {n}, {-LANES}"), f.slot("i64")
+    blocks = f.op(f"lshr i64 {whole}, {NARROW.bit_length() - 1}")
     f.store("i64", "0", done)
     data = [f.op(f"inttoptr i64 {f.word(r, _N_DATA)} to ptr") for r in ready]
     for dtype, lane in ((F32, "%f32"), (F64, "%f64")):
@@ -235,7 +268,7 @@ def _drive() -> str:
         this = f.op(f"icmp eq i64 {f.word(ready[0], _N_DTYPE)}, {dtype}")
         with f.when(f.op(f"and i1 {direct}, {f.op(f'and i1 {has}, {this}')}")):
             f.do(f"call void {lane}(ptr %acc, ptr {data[0]}, ptr {data[1]}, i64 {blocks}, double %p, double %q)")
-            f.store("i64", f.op(f"and i64 {n}, {-LANES}"), done)
+            f.store("i64", whole, done)
     head, body, after = f.name("head"), f.name("body"), f.name("after")
     f.do(f"br label %{head}")
     f.label(head)
@@ -246,7 +279,7 @@ def _drive() -> str:
     f.do(f"call void @fill(ptr {ready[0]}, i64 {so_far}, i64 {size}, ptr {chunk[0]}, double %pa)")
     with f.when(two):
         f.do(f"call void @fill(ptr {ready[1]}, i64 {so_far}, i64 {size}, ptr {chunk[1]}, double %pb)")
-    count = f.op(f"lshr i64 {f.op(f'add i64 {size}, {LANES - 1}')}, {LANES.bit_length() - 1}")
+    count = f.op(f"lshr i64 {f.op(f'add i64 {size}, {NARROW - 1}')}, {NARROW.bit_length() - 1}")
     f.do(f"call void %f64(ptr %acc, ptr {chunk[0]}, ptr {chunk[1]}, i64 {count}, double %p, double %q)")
     f.store("i64", f.op(f"add i64 {so_far}, {size}"), done)
     f.do(f"br label %{head}")

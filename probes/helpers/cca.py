@@ -12,6 +12,7 @@ Refuses: fewer than ROWS_PER_DIRECTION rows for each direction, where noise corr
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Final
 
 import torch
@@ -30,6 +31,9 @@ ROWS_PER_DIRECTION: Final = 10
 VARIANCE_KEPT: Final = 0.99
 NOISE: Final = 1e-10
 """A direction with less of the strongest one's variance is rounding."""
+
+_SPECTRA: deque[tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = deque(maxlen=8)
+"""Of four pairs of layers; at most 16 MB."""
 
 Reservoir = tuple[Tensor, Tensor, int, float]
 """Student rows [n, d1], teacher rows [n, d2], how many of them are newer than the figure, the figure (0: none yet)."""
@@ -66,9 +70,7 @@ def directions(centred: Tensor, kept: float, *, all_above: bool) -> Tensor:
 
     `all_above`: those with more than `kept` of the strongest one's variance; else as few as leave out at most `kept` of the whole.
     """
-    basis = centred if centred.shape[1] <= WIDTH else centred @ _range(centred)
-    values, vectors = torch.linalg.eigh(basis.T @ basis)
-    values, vectors = values.flip(0).clamp(min=0), vectors.flip(1)
+    basis, values, vectors = _spectrum(centred)
     if float(values[0]) <= 0:
         return centred[:, :0]
     if all_above:
@@ -79,6 +81,21 @@ def directions(centred: Tensor, kept: float, *, all_above: bool) -> Tensor:
     count = min(count, DIRECTIONS, int((values > NOISE * values[0]).sum()))
     made: Tensor = basis @ vectors[:, :count] / values[:count].sqrt()
     return made
+
+
+def _spectrum(centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Features [n, w] to take directions of, and the eigenvalues, largest first, and eigenvectors of their products.
+
+    The two figures of a pair of layers are made of the same rows, one after the other: the second finds here what the first worked out.
+    """
+    for rows, found in _SPECTRA:
+        if rows.shape == centred.shape and torch.equal(rows, centred):
+            return found
+    basis = centred if centred.shape[1] <= WIDTH else centred @ _range(centred)
+    values, vectors = torch.linalg.eigh(basis.T @ basis)
+    found = basis, values.flip(0).clamp(min=0), vectors.flip(1)
+    _SPECTRA.append((centred, found))
+    return found
 
 
 def _range(centred: Tensor) -> Tensor:

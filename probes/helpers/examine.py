@@ -64,23 +64,38 @@ def jacobian(subject: Subject) -> tuple[float, ...]:
     squares = {"student": 0.0, "teacher": 0.0, "drift": 0.0}
     seen = 0
     generator = torch.Generator().manual_seed(0)
-    for sample in subject.samples(JACOBIAN_SAMPLES):
-        products = {role: _products(subject, role, sample, generator.get_state()) for role in subject.modules}
+    for batch, count in _looks(subject):
+        products = {role: _products(subject, role, batch, generator.get_state()) for role in subject.modules}
         if products["student"] is None:
             continue
-        seen += 1
+        seen += count
         for role, held in products.items():
             if held is not None:
                 squares[role] += float(held.square().sum())
         student, teacher = products["student"], products.get("teacher")
-        if teacher is not None and _shared(sample) and teacher.shape == student.shape:
+        if teacher is not None and _shared(batch) and teacher.shape == student.shape:
             squares["drift"] += float((student - teacher).square().sum())
-        torch.randn(1, generator=generator)  # other directions for the next sample
+        torch.randn(1, generator=generator)  # other directions for the next look
     if not seen:
         return 0.0, 0.0, 0.0, float(DIRECTIONS), 0.0
     norms = [math.sqrt(squares[role] / (seen * DIRECTIONS)) for role in ("student", "teacher")]
     drift = math.sqrt(squares["drift"] / squares["teacher"]) if squares["teacher"] > 0 else 0.0
     return norms[0], norms[1], drift, float(DIRECTIONS), float(seen)
+
+
+def _looks(subject: Subject) -> list[tuple[Batch, int]]:
+    """What to differentiate, and how many samples each is.
+
+    In evaluation mode the samples of a batch do not see each other, so the gradient of a sum over them holds each one's own: real-valued
+    inputs with one row of logits each go together. Token inputs go one by one: which of them have targets is not seen in their rows.
+    """
+    samples = subject.samples(JACOBIAN_SAMPLES)
+    if not samples or not _shared(samples[0]):
+        return [(sample, 1) for sample in samples]
+    batch = {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
+    with torch.no_grad():
+        rows = len(subject.forward("student", batch)[0])
+    return [(batch, rows)] if rows == len(samples) else [(sample, 1) for sample in samples]
 
 
 def attention_kl(subject: Subject) -> tuple[float, ...]:

@@ -32,23 +32,25 @@ def cosine(a: Tensor, b: Tensor) -> float:
 def rkd_distance(student: Tensor, teacher: Tensor) -> float:
     """Huber loss between the pairwise distances of student [n, d] and teacher [n, e], each divided by its mean."""
     rows = _chosen(student.shape[0], DISTANCE_ROWS_MAX)
-    if len(rows) < 2:
+    n = len(rows)
+    if n < 2:
         return 0.0
-    apart = ~torch.eye(len(rows), dtype=torch.bool)
-    s, t = (_distances(x[rows])[apart] for x in (student, teacher))
-    return float(_huber(_scaled(s) - _scaled(t)).mean())
+    # A row is at distance 0 from itself on both sides: it adds nothing to the sums, and is not counted.
+    pairs = n * (n - 1)
+    s, t = (_scaled(_distances(x[rows]), pairs) for x in (student, teacher))
+    return float(_huber(s.sub_(t)).sum()) / pairs
 
 
 def rkd_angle(student: Tensor, teacher: Tensor) -> float:
     """Huber loss between the cosines at j of all triples (i, j, k) of student [n, d] and teacher [n, e]."""
     rows = _chosen(student.shape[0], ANGLE_ROWS_MAX)
-    if len(rows) < 3:
+    n = len(rows)
+    if n < 3:
         return 0.0
-    n = torch.arange(len(rows))
-    i, j, k = n[:, None, None], n[None, :, None], n[None, None, :]
-    different = (i != j) & (j != k) & (i != k)
-    s, t = (_angles(x[rows])[different] for x in (student, teacher))
-    return float(_huber(s - t).mean())
+    s, t = (_angles(x[rows]) for x in (student, teacher))
+    error = s.sub_(t)
+    error.diagonal(dim1=0, dim2=2).zero_()  # i = k; where j is one of the two, the cosine is 0 on both sides
+    return float(_huber(error).sum()) / (n * (n - 1) * (n - 2))
 
 
 def _chosen(count: int, most: int) -> list[int]:
@@ -69,24 +71,28 @@ def _distances(rows: Tensor) -> Tensor:
     return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def _scaled(distances: Tensor) -> Tensor:
-    mean = distances.mean()
-    return distances / mean if float(mean) != 0.0 else distances
+def _scaled(distances: Tensor, pairs: int) -> Tensor:
+    mean = float(distances.sum()) / pairs
+    return distances.div_(mean) if mean != 0.0 else distances
 
 
 def _angles(rows: Tensor) -> Tensor:
-    """cos of the angle at j between rows i and k, [i, j, k]; 0 where two rows coincide."""
+    """cos of the angle at j between rows i and k, [i, j, k]; 0 where two rows coincide, and so where i or k is j."""
     g = _gram(rows)
     own = g.diagonal()
-    length = (own[:, None] + own[None, :] - 2 * g).clamp_min(0).sqrt()
-    inner = g[:, None, :] - g[:, :, None] - g[None, :, :] + own[None, :, None]
+    length = (own[:, None] + own[None, :]).sub_(g, alpha=2).clamp_min_(0).sqrt_()
+    length.fill_diagonal_(0)
+    inner = (g[:, None, :] - g[:, :, None]).sub_(g[None, :, :]).add_(own[None, :, None])
     scale = length[:, :, None] * length[None, :, :]
-    return torch.where(scale > 0, inner / scale.clamp_min(torch.finfo(torch.float64).tiny), inner * 0)
+    none = scale == 0
+    return inner.div_(scale.masked_fill_(none, 1.0)).masked_fill_(none, 0.0)
 
 
 def _huber(error: Tensor) -> Tensor:
-    size = error.abs()
-    return torch.where(size <= 1, size * size / 2, size - 0.5)
+    # size - 1/2 beyond 1, half the square within: clipped * (size - clipped / 2) is both.
+    size = error.abs_()
+    clipped = size.clamp_max(1.0)
+    return size.sub_(clipped, alpha=0.5).mul_(clipped)
 
 
 INLINE: Final[dict[int, Callable[..., float]]] = {

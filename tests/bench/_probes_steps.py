@@ -52,7 +52,7 @@ class Scale:
 
 
 LARGE = Scale("step of 40 ms or more", PatchConfig(6, 96, 4), PatchConfig(4, 64, 4), 96)
-TOY = Scale("toy step of about 3 ms", PatchConfig(1, 16, 2), PatchConfig(2, 16, 2), 16)
+TOY = Scale("toy step of about 3 ms", PatchConfig(2, 16, 2), PatchConfig(3, 16, 2), 24)
 APP = Scale("digits app's step", PatchConfig(), PatchConfig(2, 24, 2), 64)
 
 

@@ -42,7 +42,8 @@ def write_store(run: Path) -> tuple[str, bytes]:
     items = [tensor(1), tensor(2)]
     root, nodes = build_tree({f"student/layer.{i}/weight": key_of(item) for i, item in enumerate(items)})
     objects = {name: blob(data, "snapshot") for name, data in nodes.items()} | {key_of(item): item for item in items}
-    digest, buffers = packs.encode(objects)
+    buffers = packs.encode(objects)
+    digest = packs.digest_of(buffers)
     layout.pack(digest).write_bytes(b"".join(map(bytes, buffers)))
     base = "b3:" + "5e" * 32
     grant = args_of(RecordKind.WINDOW_GRANT, window=1, boot="boot-1", policy_seq=None, directives=[])
