@@ -222,7 +222,9 @@ def test_a_store_of_another_format_is_refused_naming_both(tmp_path: Path) -> Non
     form = tmp_path / "store" / "FORMAT"
     form.write_text(form.read_text().replace('"major": 1', '"major": 2'))
     for opener in (Store.open_reader, Store.open_writer):
-        with pytest.raises(RecurosError, match="store format 2.1; this program reads and writes format 1.1") as caught:
+        with pytest.raises(
+            RecurosError, match=r"store format 2\.1; this program reads and writes format 1\.1"
+        ) as caught:
             opener(tmp_path / "store")
         assert caught.value.code == "E9-VERSION"
 
