@@ -7,7 +7,7 @@ make and check them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from kernel.config import Config
 from syscalls.wire import Frame
@@ -42,8 +42,7 @@ class Exited:
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Received:
+class Received(NamedTuple):
     """A frame from an attested principal. `route` is where an answer goes; `cpu_ns` is the sender's CPU time so far (servers)."""
 
     principal: str
@@ -110,8 +109,7 @@ Event = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send a frame to a route on the servers' or the operators' socket."""
 
     operator: bool
@@ -129,11 +127,12 @@ class Spawn:
 
 @dataclass(frozen=True, slots=True)
 class Kill:
-    """Signal a server process."""
+    """Signal a server process; with `dump` it writes what its threads do into its log before."""
 
     name: str
     incarnation: int
     signal: int
+    dump: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -518,7 +518,7 @@ def abort_overdue(t: Turn, window: int, granted_ns: int, waits: int = 0) -> None
         "",
         {},
     ]
-    t.emit(Kill("learner", learner.incarnation, signal.SIGKILL))
+    t.emit(Kill("learner", learner.incarnation, signal.SIGKILL, dump=True))
 
 
 def _waits_for(s: State, name: str) -> int:

@@ -424,13 +424,14 @@ def hello_timeout(t: Turn, name: str, incarnation: int) -> None:
     """A server that did not become ready in time is killed; `exited` does the rest."""
     server = t.state.servers[name]
     if server.incarnation == incarnation and server.state in ("spawned", "connected"):
+        where = "it never said hello" if server.state == "spawned" else "it said hello, and not that it is ready"
         server.fault = [
             "E3-BOOT",
-            f"{name} was not ready after {limits.HELLO_TIMEOUT_NS // 10**9} s",
-            f"recuros logs {name}",
+            f"{name} was not ready after {limits.HELLO_TIMEOUT_NS // 10**9} s: {where}",
+            f"recuros logs {name}: it ends with what the process was doing",
             {},
         ]
-        t.emit(Kill(name, incarnation, signal.SIGKILL))
+        t.emit(Kill(name, incarnation, signal.SIGKILL, dump=True))
 
 
 def heartbeat(t: Turn) -> None:
@@ -449,7 +450,7 @@ def heartbeat(t: Turn) -> None:
                 f"recuros logs {server.name}",
                 {},
             ]
-            t.emit(Kill(server.name, server.incarnation, signal.SIGKILL))
+            t.emit(Kill(server.name, server.incarnation, signal.SIGKILL, dump=True))
         elif silent_ns > limits.HEARTBEAT_PERIOD_NS and not server.pinged:
             server.pinged = True
             request(t, "ping", f"{server.name}.ping", {})

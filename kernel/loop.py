@@ -46,6 +46,7 @@ from kernel.events import (
     Spawned,
     Tick,
 )
+from kernel.procs import ancestors, cpu_ns, rss_bytes
 from kernel.state import State
 from syscalls import direct, limits, pages, remote, wire
 from syscalls.errors import RecurosError
@@ -55,34 +56,15 @@ UNREAD_NS = 5_000_000
 """How soon a peer that had no room is tried again."""
 PER_TURN_MAX = 64
 TOO_MANY = "too many handshakes a second"
+EARLY = "the supervisor has not said yet which server this process is"
+AGAIN_LATER = frozenset({TOO_MANY, EARLY})
+"""Refusals for now: the peer is told nothing, is cut after HANDSHAKE_MS, and comes again by itself. Any other is for good."""
 HANDSHAKE_MS = 2_000
+REPORT_BYTES_MAX = 128 << 10
+"""A packet to the supervisor holds at least so much, with the default buffers of any Linux."""
+REPORT_PART_BYTES_MAX = 1 << 10
 LOCAL, REMOTE = b"l", b"r"
 """First byte of an operator's route."""
-
-
-def cpu_ns(pid: int) -> int:
-    """CPU time of a process, all threads, from its POSIX CPU clock; 0 when it has gone."""
-    try:
-        return time.clock_gettime_ns((~pid << 3) | 2)
-    except OSError:
-        return 0
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident bytes of a process, 0 when it has gone."""
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def parent_pid(pid: int) -> int:
-    """The parent's pid from /proc, 0 when unknown."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return 0
-    return int(stat.rsplit(")", 1)[1].split()[1])
 
 
 class Loop:
@@ -98,6 +80,7 @@ class Loop:
         self.pids: dict[int, tuple[str, int]] = {}  # pid -> server name, incarnation
         self.pidfds: dict[int, int] = {}
         self.incarnations: dict[str, int] = {}
+        self.supervisor = os.getppid()
         self.conns: dict[int, tuple[socket.socket, str]] = {}
         self.fds: dict[int, int] = {}  # page -> descriptor
         self.table = self._table()
@@ -240,7 +223,7 @@ class Loop:
             case Spawn():
                 self.tell(["spawn", effect.name, effect.incarnation])
             case Kill():
-                self.tell(["kill", effect.name, effect.incarnation, effect.signal])
+                self.tell(["kill", effect.name, effect.incarnation, effect.signal, effect.dump])
             case Renice():
                 self.tell(["nice", effect.name, effect.incarnation, effect.nice])
             case Report():
@@ -305,7 +288,10 @@ class Loop:
         self.control.send(msgpack.packb(message))
 
     def report(self, event: dict[str, Any]) -> None:
-        """To the launcher, through the supervisor."""
+        """To the launcher, through the supervisor. A status that no packet holds goes without its largest parts, and names them."""
+        if "status" in event and len(msgpack.packb(event)) > REPORT_BYTES_MAX:
+            status = {k: v for k, v in event["status"].items() if len(msgpack.packb(v)) <= REPORT_PART_BYTES_MAX}
+            event = {**event, "status": {**status, "left_out": sorted(set(event["status"]) - set(status))}}
         self.tell(["report", event])
 
     def from_supervisor(self) -> None:
@@ -349,7 +335,7 @@ class Loop:
         if user:
             reply = [version, request_id, b"200", b"OK", user.encode(), b""]
         else:
-            code = b"300" if reason == TOO_MANY else b"400"  # 300: the peer may try again
+            code = b"300" if reason in AGAIN_LATER else b"400"
             reply = [version, request_id, code, reason.encode()[:200], b"", b""]
         self.zap.send_multipart(reply)
         if not user:
@@ -378,22 +364,32 @@ class Loop:
         if domain == "server":
             self.from_supervisor()
             name, incarnation = self.pids.get(pid, ("", 0))
-            if not name or not self.alive(pid):
-                return "", f"pid {pid} was not spawned by the supervisor"
-            return f"server/{name}/{incarnation}", ""
+            if name and self.alive(pid):
+                return f"server/{name}/{incarnation}", ""
+            if not name and self.supervisor in (ancestors(pid) or [])[1:2]:
+                return "", EARLY
+            return "", f"pid {pid} was not spawned by the supervisor"
         if uid != os.getuid():
             return "", f"uid {uid} is not the owner {os.getuid()}"
-        if server := self.server_above(pid):
-            return "", f"pid {pid} descends from server {server}"
+        if why := self.why_no_operator(pid):
+            return "", why
         self.operators += 1
         return f"operator/{pid}/{self.operators}", ""
 
-    def server_above(self, pid: int) -> str:
-        """The server that a process is, or descends from; empty when there is none."""
-        while pid > 1:
-            if pid in self.pids:
-                return self.pids[pid][0]
-            pid = parent_pid(pid)
+    def why_no_operator(self, pid: int) -> str:
+        """Why a process is none: it is a server or comes from one, or it has gone and nobody can tell; empty when it may be one.
+
+        What a server leaves behind when it dies, and what it starts and disowns, becomes the supervisor's child; so does a server that
+        has not been announced yet.
+        """
+        line = ancestors(pid)
+        if line is None:
+            return f"pid {pid} has gone, and with it what it descends from"
+        for at in line:
+            if at in self.pids:
+                return f"pid {pid} descends from server {self.pids[at][0]}"
+        if self.supervisor in line[1:]:
+            return f"pid {pid} descends from the supervisor: a server left it behind"
         return ""
 
     def alive(self, pid: int) -> bool:
@@ -448,7 +444,7 @@ class Loop:
         pid, uid = int.from_bytes(credentials[:4], "little"), int.from_bytes(credentials[4:8], "little")
         self.from_supervisor()
         name, _ = self.pids.get(pid, ("", 0))
-        if not name and pid and uid == os.getuid() and not self.server_above(pid):
+        if not name and pid and uid == os.getuid() and not self.why_no_operator(pid):
             name = f"operator:{pid}."
             mapping = sum(owner.startswith("operator:") for _, owner in self.conns.values())
             if mapping >= limits.OPERATORS_MAX:

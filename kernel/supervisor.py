@@ -15,16 +15,23 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
+from kernel import procs
 from syscalls import harden, wire
 from syscalls.errors import RecurosError
 from syscalls.rundir import make_socket_dir
 
 SOCKETS = ("server.sock", "operator.sock", "pages.sock")
+DUMP_S = 0.3
+"""How long a server that is killed because it does not answer has to write down what its threads do."""
+
+NOT_STARTED = 127
+"""What the kernel is told of a server whose process could not be made."""
 
 
 class Supervisor:
@@ -35,6 +42,7 @@ class Supervisor:
         self.run = Path(doc["run"])
         self.servers = {s["name"]: s for s in doc["servers"]}
         self.children: dict[int, tuple[str, int, subprocess.Popen[bytes]]] = {}
+        self.doomed: dict[int, tuple[float, int]] = {}  # pid -> when it gets which signal, having had its last words
         self.launcher_listens = True
         self.failed = False
         self.directory = make_socket_dir(self.run)
@@ -90,7 +98,7 @@ class Supervisor:
         poll.register(self.control, select.POLLIN)
         poll.register(0, select.POLLIN)
         while True:
-            for fd, _ in poll.poll():
+            for fd, _ in poll.poll(self._until_next_kill_ms()):
                 if fd == wake_read:
                     for received in os.read(wake_read, 512):
                         if received in (signal.SIGTERM, signal.SIGINT):
@@ -105,13 +113,16 @@ class Supervisor:
             if self.reap():
                 self.from_kernel()
                 return self.finish()
+            self._kill_doomed()
 
-    def to_kernel(self, message: list[Any], fds: tuple[int, ...] = ()) -> None:
-        """A kernel that has gone is found out by `reap`."""
+    def to_kernel(self, message: list[Any], fds: tuple[int, ...] = ()) -> bool:
+        """Whether it was sent. A kernel that has gone is found out by `reap`."""
         try:
             socket.send_fds(self.control, [msgpack.packb(message)], fds)
         except OSError as e:
-            print(f"to kernel: {e}", file=sys.stderr)  # noqa: T201 - the supervisor's log
+            print(f"to kernel: {message[:4]}: {e}", file=sys.stderr)  # noqa: T201 - the supervisor's log
+            return False
+        return True
 
     def from_kernel(self) -> None:
         """Orders and reports."""
@@ -125,16 +136,41 @@ class Supervisor:
             match msgpack.unpackb(data):
                 case ["spawn", str(name), int(incarnation)]:
                     self.spawn(name, incarnation)
-                case ["kill", str(name), int(incarnation), int(number)]:
+                case ["kill", str(name), int(incarnation), int(number), bool(dump)]:
                     for pid, (who, n, _) in self.children.items():
                         if (who, n) == (name, incarnation):
-                            os.kill(pid, number)
+                            if dump:
+                                self._last_words(pid, name, incarnation)
+                                self.doomed[pid] = (time.monotonic() + DUMP_S, number)
+                            else:
+                                os.kill(pid, number)
                 case ["nice", str(name), int(incarnation), int(value)]:
                     for pid, (who, n, _) in self.children.items():
                         if (who, n) == (name, incarnation):
                             self._renice(pid, value)
                 case ["report", dict(event)]:
                     self.report(event)
+
+    def _last_words(self, pid: int, name: str, incarnation: int) -> None:
+        """What a server that is killed for its silence is doing: what the host knows, then what it can say itself, in its log."""
+        with (self.run / "log" / f"{name}.log").open("a") as log:
+            log.write(
+                f"supervisor: {name} (pid {pid}, incarnation {incarnation}) does not answer and is killed: {procs.describe(pid)}\n"
+            )
+        os.kill(pid, harden.DUMP_SIGNAL)
+
+    def _until_next_kill_ms(self) -> float | None:
+        if not self.doomed:
+            return None
+        return max(0.0, min(at for at, _ in self.doomed.values()) - time.monotonic()) * 1000
+
+    def _kill_doomed(self) -> None:
+        for pid, (at, number) in list(self.doomed.items()):
+            if pid not in self.children:
+                del self.doomed[pid]
+            elif time.monotonic() >= at:
+                del self.doomed[pid]
+                os.kill(pid, number)
 
     @staticmethod
     def _renice(pid: int, value: int) -> None:
@@ -146,22 +182,30 @@ class Supervisor:
             print(f"nice {value} of pid {pid}: {e}", file=sys.stderr)  # noqa: T201 - the supervisor's log
 
     def spawn(self, name: str, incarnation: int) -> None:
-        """Start one incarnation of a server; the kernel gets its pidfd."""
-        stanza = self.servers[name]
+        """Start one incarnation of a server; the kernel gets its pidfd, or word that it ended at once."""
+        try:
+            child = self._start(name)
+        except OSError as e:
+            print(f"spawn of {name}: {e}", file=sys.stderr)  # noqa: T201 - the supervisor's log
+            self.to_kernel(["exited", name, incarnation, 0, NOT_STARTED])
+            return
+        self.children[child.pid] = (name, incarnation, child)
+        cpus = self.doc.get("lane_cpus" if self.servers[name]["class"] == "edf" else "background_cpus", [])
+        self._affinity(child.pid, cpus)
+        pidfd = os.pidfd_open(child.pid)
+        if not self.to_kernel(["spawned", name, incarnation, child.pid], (pidfd,)):
+            child.kill()  # the kernel would never let it in
+        os.close(pidfd)
+
+    def _start(self, name: str) -> subprocess.Popen[bytes]:
         with (self.run / "log" / f"{name}.log").open("ab") as log:
-            child = subprocess.Popen(
-                [sys.executable, "-P", "-m", stanza["entry"]],
+            return subprocess.Popen(
+                [sys.executable, "-P", "-m", self.servers[name]["entry"]],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env=self._environment(),
             )
-        self.children[child.pid] = (name, incarnation, child)
-        cpus = self.doc.get("lane_cpus" if stanza["class"] == "edf" else "background_cpus", [])
-        self._affinity(child.pid, cpus)
-        pidfd = os.pidfd_open(child.pid)
-        self.to_kernel(["spawned", name, incarnation, child.pid], (pidfd,))
-        os.close(pidfd)
 
     def reap(self) -> bool:
         """Collect every dead child, adopted ones too; True when the kernel is among them."""

@@ -79,6 +79,7 @@ _TYPES: Final[dict[str, tuple[type, ...]]] = {
     "page": (int,),
     "any": (object,),
 }
+_PLAIN: Final[dict[str, type]] = {"float": float, "str": str, "bytes": bytes, "bool": bool, "list": list, "map": dict}
 _REQUIRED: Final = object()
 
 
@@ -90,6 +91,11 @@ class Arg:
     kind: str
     doc: str = ""
     default: Any = _REQUIRED
+    plain: type | None = field(init=False, default=None, compare=False, repr=False)
+    """A value of exactly this type fits as it is; any other goes through `check`."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "plain", _PLAIN.get(self.kind))
 
     @property
     def required(self) -> bool:
@@ -123,30 +129,35 @@ class Row:
     server: str = ""
     oneway: bool = False
     pages: tuple[int, ...] = field(init=False, default=())
+    reply_pages: tuple[str, ...] = field(init=False, default=(), compare=False, repr=False)
+    qualified: str = field(init=False, default="", compare=False, repr=False)
+    """`server.method` for methods, the bare name for syscalls."""
+    _known: frozenset[str] = field(init=False, default=frozenset(), compare=False, repr=False)
     _answer: Row | None = field(init=False, default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "pages", tuple(i for i, a in enumerate(self.args) if a.kind == "page"))
-
-    @property
-    def qualified(self) -> str:
-        """`server.method` for methods, the bare name for syscalls."""
-        return f"{self.server}.{self.name}" if self.server else self.name
+        set_ = object.__setattr__  # made once, read on the way of every message
+        set_(self, "pages", tuple(i for i, a in enumerate(self.args) if a.kind == "page"))
+        set_(self, "reply_pages", tuple(a.name for a in self.reply if a.kind == "page"))
+        set_(self, "qualified", f"{self.server}.{self.name}" if self.server else self.name)
+        set_(self, "_known", frozenset(a.name for a in self.args))
 
     def bind(self, kwargs: dict[str, Any]) -> list[Any]:
         """Named arguments to positional ones, defaults filled in; unknown or missing names are E2-USAGE errors."""
-        known = {a.name for a in self.args}
-        for name in kwargs:
-            if name not in known:
-                raise RecurosError(
-                    "E2-USAGE", f"{self.qualified}: unknown argument {name!r}", hint=f"arguments: {self.usage()}"
-                )
+        if not kwargs.keys() <= self._known:
+            name = next(name for name in kwargs if name not in self._known)
+            raise RecurosError(
+                "E2-USAGE", f"{self.qualified}: unknown argument {name!r}", hint=f"arguments: {self.usage()}"
+            )
         values = []
         for arg in self.args:
             value = kwargs.get(arg.name, arg.default)
-            if value is _REQUIRED:
+            if type(value) is arg.plain:
+                values.append(value)
+            elif value is _REQUIRED:
                 raise RecurosError("E2-USAGE", f"{self.qualified}: missing argument {arg.name!r}", hint=self.usage())
-            values.append(arg.check(value, self.qualified))
+            else:
+                values.append(arg.check(value, self.qualified))
         return values
 
     def usage(self) -> str:
@@ -156,11 +167,11 @@ class Row:
 
     def check_args(self, args: Any) -> dict[str, Any]:
         """Positional arguments from the wire to a dict; anything that does not fit is E2-WIRE."""
-        return _check(self.qualified, self.args, args)
+        return _check(self, "", self.args, args)
 
     def check_reply(self, reply: Any) -> dict[str, Any]:
         """Positional reply values from the wire to a dict."""
-        return _check(f"{self.qualified} reply", self.reply, reply)
+        return _check(self, " reply", self.reply, reply)
 
     def bind_reply(self, values: dict[str, Any]) -> list[Any]:
         """A handler's dict to the positional reply; missing columns take their default."""
@@ -171,11 +182,14 @@ class Row:
         return self._answer.bind(values)
 
 
-def _check(where: str, columns: tuple[Arg, ...], values: Any) -> dict[str, Any]:
-    if not isinstance(values, list) or len(values) != len(columns):
+def _check(row: Row, what: str, columns: tuple[Arg, ...], values: Any) -> dict[str, Any]:
+    if type(values) is not list or len(values) != len(columns):
         got = len(values) if isinstance(values, list) else type(values).__name__
-        raise RecurosError("E2-WIRE", f"{where}: expected {len(columns)} values, got {got}")
-    return {a.name: a.check(v, where) for a, v in zip(columns, values, strict=True)}
+        raise RecurosError("E2-WIRE", f"{row.qualified}{what}: expected {len(columns)} values, got {got}")
+    checked = {}
+    for arg, value in zip(columns, values, strict=True):
+        checked[arg.name] = value if type(value) is arg.plain else arg.check(value, row.qualified + what)
+    return checked
 
 
 def _a(name: str, kind: str, doc: str = "", *default: Any) -> Arg:

@@ -32,6 +32,8 @@ LENGTH: Final = 4
 SO_PASSCRED: Final = socket.SO_PASSCRED
 SCM_CREDENTIALS: Final = socket.SCM_CREDENTIALS
 TAKEN: Final = b"\x01"
+HELD_BYTES_MAX: Final = 1 << 15
+"""Answers that wait to go in one system call."""
 
 
 def pair() -> tuple[socket.socket, socket.socket]:
@@ -77,7 +79,8 @@ class End:
         sock.setblocking(False)
         self._sock = sock
         self._frame_max, self._backlog_max = frame_max, backlog_max
-        self._in = bytearray()
+        self._in = b""
+        self._held = bytearray()
         self._space = memoryview(bytearray(READ_BYTES))
         self._out: deque[tuple[memoryview, list[int]]] = deque()
         self._out_bytes = 0
@@ -92,11 +95,30 @@ class End:
         """Bytes that the other side has not had room for."""
         return self._out_bytes
 
-    def send(self, data: bytes, fds: list[int]) -> None:
-        """Queue a frame and send what fits; the descriptors are duplicated. E75-FULL when the other side does not read."""
-        if self._out_bytes + len(data) > self._backlog_max:
+    def send(self, data: bytes, fds: list[int], *, hold: bool = False) -> None:
+        """Queue a frame and send what fits; the descriptors are duplicated. E75-FULL when the other side does not read.
+
+        With `hold` the frame may wait for others that go with it in one system call, until `release` or the next frame without it.
+        """
+        if self._out_bytes + len(self._held) + len(data) > self._backlog_max:
             raise RecurosError("E75-FULL", f"{self._out_bytes} bytes wait for a peer that does not read")
         framed = len(data).to_bytes(LENGTH, "little") + data
+        if self._held or hold:
+            self._held += framed
+            if hold and not fds and len(self._held) < HELD_BYTES_MAX:
+                return
+            framed = bytes(self._held)
+            self._held.clear()
+        self._put(framed, fds)
+
+    def release(self) -> None:
+        """Send what was held."""
+        if self._held:
+            held = bytes(self._held)
+            self._held.clear()
+            self._put(held, [])
+
+    def _put(self, framed: bytes, fds: list[int]) -> None:
         if not fds and not self._out:
             try:
                 sent = self._sock.send(framed)
@@ -150,21 +172,21 @@ class End:
             raise RecurosError("E2-WIRE", f"more than {FDS_MAX} descriptors that no frame names")
         if not size:
             raise RecurosError("E3-GONE", "the other end was closed")
-        self._in += self._space[:size]
-        return self._frames()
+        return self._frames(self._in + self._space[:size] if self._in else bytes(self._space[:size]))
 
-    def _frames(self) -> list[bytes]:
+    def _frames(self, data: bytes) -> list[bytes]:
         frames = []
-        at = 0
-        while len(self._in) - at >= LENGTH:
-            length = int.from_bytes(self._in[at : at + LENGTH], "little")
+        at, end = 0, len(data)
+        while end - at >= LENGTH:
+            length = int.from_bytes(data[at : at + LENGTH], "little")
             if length > self._frame_max:
                 raise RecurosError("E2-WIRE", f"a frame of {length} bytes; the channel takes {self._frame_max}")
-            if len(self._in) - at - LENGTH < length:
+            after = at + LENGTH + length
+            if after > end:
                 break
-            frames.append(bytes(self._in[at + LENGTH : at + LENGTH + length]))
-            at += LENGTH + length
-        del self._in[:at]
+            frames.append(data[at + LENGTH : after])
+            at = after
+        self._in = data[at:]
         return frames
 
     def took(self) -> int:
@@ -184,7 +206,9 @@ class End:
         self._sock.send(TAKEN)
 
     def close(self) -> None:
-        """Close the socket and every descriptor that was not handed on."""
+        """Close the socket and every descriptor that was not handed on; what was held leaves first, where there is room for it."""
+        with contextlib.suppress(RecurosError):
+            self.release()
         with contextlib.suppress(OSError):
             self._sock.close()
         for fds in (list(self.fds), *(fds for _, fds in self._out)):
@@ -192,6 +216,7 @@ class End:
                 os.close(fd)
         self.fds.clear()
         self._out.clear()
+        self._held.clear()
         self._out_bytes = 0
 
 
@@ -229,8 +254,9 @@ class Outgoing(Channel):
     """The caller's side."""
 
     open: dict[int, tuple[int, abi.Row]] = field(default_factory=dict)  # calls under way -> their bytes, their method
-    replies: dict[int, tuple[wire.Reply, list[int]]] = field(default_factory=dict)
+    replies: dict[int, tuple[wire.Reply, dict[str, Any], list[int]]] = field(default_factory=dict)
     next_id: int = 1
+    open_bytes: int = 0
     broken: RecurosError | None = None
 
     def send(self, row: abi.Row, values: list[Any], fds: list[int]) -> int:
@@ -239,16 +265,16 @@ class Outgoing(Channel):
             raise self.revoked()
         number = self.next_id
         data = wire.encode(wire.Call(number, row.nr, self.id, values))
-        under_way = sum(size for size, _ in self.open.values())
-        if len(self.open) >= self.messages_max or under_way + len(data) > self.bytes_max:
+        if len(self.open) >= self.messages_max or self.open_bytes + len(data) > self.bytes_max:
             raise RecurosError(
                 "E75-FULL",
-                f"direct channel to {self.peer}: {len(self.open)} calls, {under_way} bytes under way;"
+                f"direct channel to {self.peer}: {len(self.open)} calls, {self.open_bytes} bytes under way;"
                 f" limits {self.messages_max} and {self.bytes_max}",
                 hint="wait for replies before sending more",
             )
         self.next_id += 1
         self.open[number] = (len(data), row)
+        self.open_bytes += len(data)
         self.end.send(data, fds)
         return number
 
@@ -263,15 +289,18 @@ class Outgoing(Channel):
                 frame = wire.decode(data)
                 if not isinstance(frame, wire.Reply) or frame.id not in self.open:
                     raise RecurosError("E2-WIRE", "an answer to a call that is not under way")
-                _, row = self.open.pop(frame.id)
-                named = 0
-                if frame.ok:
-                    named = sum(bool(row.check_reply(frame.payload)[c.name]) for c in row.reply if c.kind == "page")
-                if named > len(self.end.fds):
-                    raise RecurosError(
-                        "E2-WIRE", f"an answer names {named} pages, {len(self.end.fds)} descriptors came"
-                    )
-                self.replies[frame.id] = (frame, [self.end.fds.popleft() for _ in range(named)])
+                size, row = self.open.pop(frame.id)
+                self.open_bytes -= size
+                values = row.check_reply(frame.payload) if frame.ok else {}
+                fds = []
+                if values and row.reply_pages:
+                    named = sum(bool(values[name]) for name in row.reply_pages)
+                    if named > len(self.end.fds):
+                        raise RecurosError(
+                            "E2-WIRE", f"an answer names {named} pages, {len(self.end.fds)} descriptors came"
+                        )
+                    fds = [self.end.fds.popleft() for _ in range(named)]
+                self.replies[frame.id] = (frame, values, fds)
         except RecurosError as error:
             self.broken = error
 
@@ -312,20 +341,23 @@ class Incoming(Channel):
                     f" {self.messages_max} and {self.bytes_max}",
                 )
             row = abi.METHOD_BY_NR.get(frame.nr)
-            named = sum(1 for i in row.pages if i < len(frame.args) and frame.args[i]) if row else 0
-            if named > len(self.end.fds):
-                raise RecurosError("E2-WIRE", f"a call names {named} pages, {len(self.end.fds)} descriptors came")
-            calls.append(DirectCall(self, frame, len(data), [self.end.fds.popleft() for _ in range(named)]))
+            fds = []
+            if row is not None and row.pages:
+                named = sum(1 for i in row.pages if i < len(frame.args) and frame.args[i])
+                if named > len(self.end.fds):
+                    raise RecurosError("E2-WIRE", f"a call names {named} pages, {len(self.end.fds)} descriptors came")
+                fds = [self.end.fds.popleft() for _ in range(named)]
+            calls.append(DirectCall(self, frame, len(data), fds))
         return calls
 
-    def answer(self, call: DirectCall, reply: wire.Reply, fds: list[int]) -> None:
-        """Answer, once; E75-FULL when the caller does not read."""
+    def answer(self, call: DirectCall, reply: wire.Reply, fds: list[int], *, hold: bool = False) -> None:
+        """Answer, once; E75-FULL when the caller does not read. `hold`: others will go with it."""
         self.waiting -= 1
         self.waiting_bytes -= call.size
-        self.end.send(wire.encode(reply), fds)
+        self.end.send(wire.encode(reply), fds, hold=hold)
 
 
-@dataclass
+@dataclass(slots=True)
 class DirectCall:
     """A call that arrived over a channel."""
 

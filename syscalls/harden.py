@@ -9,6 +9,7 @@ not start.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import os
 import signal
 from typing import Final
@@ -20,6 +21,8 @@ PR_CAPBSET_READ: Final = 23
 PR_CAPBSET_DROP: Final = 24
 PR_SET_CHILD_SUBREAPER: Final = 36
 PR_SET_NO_NEW_PRIVS: Final = 38
+DUMP_SIGNAL: Final = signal.SIGUSR1
+"""Makes a server write the stacks of its threads into its log; the supervisor sends it before it kills one that does not answer."""
 _CAP_VERSION_3: Final = 0x20080522
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -64,6 +67,7 @@ def drop_capabilities() -> None:
 
 def harden() -> None:
     """All of the above, in the order that keeps each step permitted. The parent's pid comes in RECUROS_PARENT."""
+    faulthandler.register(DUMP_SIGNAL, all_threads=True)
     die_with_parent(int(os.environ.get("RECUROS_PARENT", "0")))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     drop_capabilities()

@@ -15,6 +15,7 @@ import fcntl
 import mmap
 import os
 import socket
+import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -44,6 +45,8 @@ MAP_FOR: Final = 3
 OFFER_END: Final = 4
 """One end of a pair of connected sockets, for a direct channel; mapped by its handle, as pages are."""
 
+ANSWER_S: Final = 30
+"""How long a peer waits for the kernel on the page socket."""
 Buffer = bytes | bytearray | memoryview | mmap.mmap
 
 
@@ -117,8 +120,14 @@ class PageSocket:
     def __init__(self, path: Path, principal: str = "") -> None:
         self._principal = principal
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
-        self._sock.settimeout(30.0)
-        self._sock.connect(str(path))
+        # A socket that waits in `connect` itself: one with a Python timeout gives up at once where the queue of connections is full.
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", ANSWER_S, 0))
+        try:
+            self._sock.connect(str(path))
+        except BlockingIOError as e:
+            self._sock.close()
+            raise RecurosError("E124-TIMEOUT", f"the kernel took no connection at {path} in {ANSWER_S} s") from e
+        self._sock.settimeout(ANSWER_S)
 
     def offer(self, page: WritePage) -> int:
         """Register the page with the kernel; the handle is the caller's own."""
@@ -149,7 +158,7 @@ class PageSocket:
         try:
             data, fds, _, _ = socket.recv_fds(self._sock, 4096, 1)
         except TimeoutError as e:
-            raise RecurosError("E124-TIMEOUT", "the kernel did not answer on the page socket in 30 s") from e
+            raise RecurosError("E124-TIMEOUT", f"the kernel did not answer on the page socket in {ANSWER_S} s") from e
         if not data:
             raise RecurosError("E3-GONE", "the kernel closed the page socket")
         ok, value = wire.unpack(data)

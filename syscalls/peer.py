@@ -6,6 +6,7 @@ a call that gets no answer in time raises E124-TIMEOUT and the caller decides. N
 
 from __future__ import annotations
 
+import os
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class Peer:
         self._socket.setsockopt(zmq.MAXMSGSIZE, limits.KERNEL_FRAME_BYTES_MAX)
         self._socket.setsockopt(zmq.SNDHWM, 0)
         self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._monitor: zmq.Socket[bytes] | None = None
+        self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(REFUSED_EVENTS)
         if isinstance(endpoint, Path):
             self._socket.connect(f"ipc://{endpoint}")
         else:
@@ -141,21 +142,28 @@ class Peer:
         self._socket.curve_serverkey = card.server.encode()
         self._socket.curve_publickey = card.public.encode()
         self._socket.curve_secretkey = card.secret.encode()
-        self._monitor = self._socket.get_monitor_socket(REFUSED_EVENTS)
         self._socket.connect(card.address)
 
     def _check_there(self, what: str) -> None:
-        """Raise what a runtime that has gone, or that does not let this operator in, comes to."""
+        """Raise what a runtime that has gone, or that does not let this peer in, comes to."""
+        if (
+            isinstance(self._endpoint, Path) and not self._endpoint.exists()
+        ):  # the supervisor removes it with its kernel
+            raise RecurosError("E3-GONE", f"{what}: the runtime has gone", hint="recuros logs kernel; recuros boot")
+        if not self._monitor.poll(0):
+            return
+        self._monitor.recv_multipart()
         if isinstance(self._endpoint, Path):
-            if not self._endpoint.exists():  # the supervisor removes it with its kernel
-                raise RecurosError("E3-GONE", f"{what}: the runtime has gone", hint="recuros logs kernel; recuros boot")
-        elif self._monitor is not None and self._monitor.poll(0):
-            self._monitor.recv_multipart()
             raise RecurosError(
                 "E5-DENIED",
-                f"the runtime at {self._endpoint.address} refused the key {self._endpoint.public}",
-                hint="[remote] allow in its manifest lists the keys; recuros remote key FILE shows this one",
+                f"{what}: the runtime at {self._endpoint} refused this process, pid {os.getpid()}",
+                hint="no server, and nothing that one started, is an operator; recuros kfs log --kind fault says why",
             )
+        raise RecurosError(
+            "E5-DENIED",
+            f"the runtime at {self._endpoint.address} refused the key {self._endpoint.public}",
+            hint="[remote] allow in its manifest lists the keys; recuros remote key FILE shows this one",
+        )
 
     def receive(self, timeout_s: float = 0.0) -> bool:
         """Take at most one frame off the socket; True when there was one. Pings are answered here, whatever else goes on."""
@@ -183,9 +191,8 @@ class Peer:
 
     def close(self) -> None:
         """Close the socket; what was sent is given half a second to leave."""
-        if self._monitor is not None:
-            self._socket.disable_monitor()
-            self._monitor.close(0)
+        self._socket.disable_monitor()
+        self._monitor.close(0)
         self._socket.close()
         self._context.term()
 

@@ -68,7 +68,8 @@ class Kernel(Peer):
         super().__init__(directory / "server.sock", timeout_s=120.0)
         self.name = name
         self.stopping = False
-        self._pages = PageSocket(directory / "pages.sock")
+        self._directory = directory
+        self._pages: PageSocket | None = None
         self._handlers: Mapping[str, Handler] = {}
         self._in_slice = False
         self._slice_end_ns = 0
@@ -76,8 +77,12 @@ class Kernel(Peer):
         self._direct = Switch(self, self._socket)
 
     def hello(self) -> None:
-        """Open the session; the configuration names the servers that may be reached directly."""
+        """Open the session; the configuration names the servers that may be reached directly.
+
+        Pages come after it: by then the supervisor has told the kernel which server this process is.
+        """
         super().hello()
+        self._pages = PageSocket(self._directory / "pages.sock")
         self._direct.granted = set(self.config.get("direct", ()))
 
     @property
@@ -85,25 +90,32 @@ class Kernel(Peer):
         """The server whose direct call is being served; empty when it came through the kernel."""
         return self._direct.caller
 
+    @property
+    def pages(self) -> PageSocket:
+        """The side socket of pages."""
+        if self._pages is None:
+            raise RecurosError("E2-USAGE", f"{self.name} has not said hello yet", hint="kernel.hello()")
+        return self._pages
+
     def offer(self, page: WritePage) -> int:
         """Register a page; the handle may then be sent in a `page` column. The writer may close its own mapping afterwards."""
         if self._direct.caller:
             return self._direct.offer(page)
-        handle = self._pages.offer(page)
+        handle = self.pages.offer(page)
         self._direct.keep_offered(handle, page)
         return handle
 
     def offer_end(self, end: socket.socket) -> int:
         """Register one end of a pair of sockets that this process made."""
-        return self._pages.offer_end(end.fileno())
+        return self.pages.offer_end(end.fileno())
 
     def map(self, handle: int) -> ReadPage:
         """Map a handle that arrived in a `page` column."""
-        return self._direct.map(handle) if handle < 0 else self._pages.map(handle)
+        return self._direct.map(handle) if handle < 0 else self.pages.map(handle)
 
     def map_end(self, handle: int) -> int:
         """The descriptor of an end that the kernel handed to this server."""
-        return self._pages.map_end(handle)
+        return self.pages.map_end(handle)
 
     def release(self, handle: int) -> None:
         """Give a handle back; the page dies with its last handle."""
@@ -142,6 +154,7 @@ class Kernel(Peer):
             pass
         while self.deliveries or self._direct.calls:
             if self.deliveries:
+                self._direct.release_held()
                 self._dispatch(self.deliveries.popleft())
             if self._direct.calls:
                 self._direct.dispatch(self._direct.calls.popleft())
@@ -185,20 +198,22 @@ class Kernel(Peer):
             raise RecurosError("E1-NOSYS", f"{self.name} does not serve {row.qualified}")
         return {}
 
-    def serve(self, row: abi.Row, columns: dict[str, Any]) -> dict[str, Any]:
-        """Run the service's handler of a method."""
+    def serve(self, row: abi.Row, columns: dict[str, Any], began_ns: int = 0) -> dict[str, Any]:
+        """Run the service's handler of a method; `began_ns` is this process's CPU time where the caller has just looked."""
         handler = self._handlers.get(row.name)
         if handler is None or row.server != self.name:
             raise RecurosError("E1-NOSYS", f"{self.name} does not serve {row.qualified}")
-        self._in_slice, self._slice_end_ns = True, time.process_time_ns() + self._slice_ns
+        self._in_slice, self._slice_end_ns = True, (began_ns or time.process_time_ns()) + self._slice_ns
         try:
             return handler(**columns) or {}
         finally:
             self._in_slice = False
 
     def close(self) -> None:
-        """Close direct channels and the session."""
+        """Close direct channels, the page socket and the session."""
         self._direct.close()
+        if self._pages is not None:
+            self._pages.close()
         super().close()
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 REPORT_CALLS: Final = 256
 REPORT_CPU_NS: Final = 20_000_000
 """After so many calls, or so much CPU time for one caller, the kernel is told."""
+QUICK_NS: Final = 50_000
+"""A method that took less than this the last time is quick: answers that wait to go in one system call are held up by it so much."""
 
 
 class DirectBegun(Begun):
@@ -61,6 +63,8 @@ class Switch:
         self._local: dict[int, int] = {}  # own (negative) handle -> descriptor
         self._next_local = -1
         self._serving: direct.DirectCall | None = None
+        self._holding: dict[int, direct.Incoming] = {}  # channels with answers that have not left yet
+        self._took_ns: dict[int, int] = {}  # method -> its CPU time the last time
 
     # --- the loop ---------------------------------------------------------------------------------------------------------
 
@@ -74,6 +78,7 @@ class Switch:
 
         The descriptor of a ZeroMQ socket speaks of edges: its state is asked before the wait, which also arms it, and again after.
         """
+        self.release_held()
         control = self._control
         kernel = bool(int(control.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
         wait_ms = 0 if kernel or timeout_s <= 0 else max(1, int(timeout_s * 1000))
@@ -151,15 +156,14 @@ class Switch:
                     "E124-TIMEOUT", f"{what}: no answer in {timeout_s:g} s", hint="recuros status; raise --timeout"
                 )
             self._kernel.receive(left)
-        reply, fds = channel.replies.pop(number)
+        reply, values, fds = channel.replies.pop(number)
         if not reply.ok:
             raise RecurosError.from_wire(reply.payload)
-        values = begun.row.check_reply(reply.payload)
-        for column in begun.row.reply:
-            if column.kind == "page" and values[column.name]:
+        for name in begun.row.reply_pages:
+            if values[name]:
                 fd = fds.pop(0)
                 check_seals(fd)
-                values[column.name] = self._keep(fd)
+                values[name] = self._keep(fd)
         return values
 
     def _channel(self, server: str) -> direct.Outgoing | None:
@@ -269,8 +273,10 @@ class Switch:
             self._refuse(call, RecurosError("E5-DENIED", f"{channel.peer} may not call {what} directly"))
             self._report(channel, reason=f"a call of {what}, which its rights do not allow")
             return
+        if self._took_ns.get(frame.nr, QUICK_NS) >= QUICK_NS:
+            self.release_held()  # who has been answered need not wait for this one
         began_ns = time.process_time_ns()
-        self._serving, kept = call, set(self._local)
+        self._serving, kept_from = call, self._next_local
         try:
             values = row.check_args(frame.args)
             for i in row.pages:
@@ -282,26 +288,40 @@ class Switch:
                         os.close(fd)
                         raise
                     values[row.args[i].name] = self._keep(fd)
-            answer = self._kernel.serve(row, values)
+            answer = self._kernel.serve(row, values, began_ns)
             self._answer(call, row, answer)
         except RecurosError as error:
             self._refuse(call, error)
         finally:
             self._serving = None
-            for handle in set(self._local) - kept:
+            for handle in range(kept_from, self._next_local, -1):
                 self.release(handle)
             call.close()
+        self._took_ns[frame.nr] = took_ns = time.process_time_ns() - began_ns
         channel.calls += 1
-        channel.cpu_ns += time.process_time_ns() - began_ns
+        channel.cpu_ns += took_ns
         if channel.calls - channel.told_calls >= REPORT_CALLS or channel.cpu_ns >= REPORT_CPU_NS:
             self._report(channel)
 
+    def release_held(self) -> None:
+        """Send the answers that waited for one another; before this server waits for anything, or does something long."""
+        while self._holding:
+            _, channel = self._holding.popitem()
+            try:
+                channel.end.release()
+                self._watch(channel)
+            except RecurosError:
+                if channel.id in self._in:
+                    self._drop_incoming(channel, "")
+
     def _answer(self, call: direct.DirectCall, row: abi.Row, values: dict[str, Any]) -> None:
-        values, fds = dict(values), []
-        for column in row.reply:
-            if column.kind == "page" and values.get(column.name):
-                fds.append(self._local[values[column.name]])
-                values[column.name] = 1
+        fds = []
+        if row.reply_pages:
+            values = dict(values)
+            for name in row.reply_pages:
+                if values.get(name):
+                    fds.append(self._local[values[name]])
+                    values[name] = 1
         self._send(call, wire.Reply(call.frame.id, True, row.bind_reply(values)), fds)
 
     def _refuse(self, call: direct.DirectCall, error: RecurosError) -> None:
@@ -310,9 +330,14 @@ class Switch:
         self._send(call, wire.Reply(call.frame.id, False, error.to_wire()), [])
 
     def _send(self, call: direct.DirectCall, reply: wire.Reply, fds: list[int]) -> None:
+        channel = call.channel
+        hold = bool(self.calls) and channel.id in self._in  # more to serve right away: their answers go together
         try:
-            call.channel.answer(call, reply, fds)
-            self._watch(call.channel)
+            channel.answer(call, reply, fds, hold=hold)
+            if hold:
+                self._holding[channel.id] = channel
+            else:
+                self._watch(channel)
         except RecurosError as error:
             if error.code == "E2-LIMIT":
                 call.channel.waiting += 1
@@ -370,7 +395,8 @@ class Switch:
             os.close(fd)
 
     def close(self) -> None:
-        """Close every channel and descriptor."""
+        """Close every channel and descriptor; answers that were held leave first."""
+        self.release_held()
         for channel in list(self._ends.values()):
             self._forget(channel)
             channel.close()

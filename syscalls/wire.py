@@ -9,8 +9,8 @@ Responsible for: bytes <-> frames within the limits. Refuses: anything but msgpa
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+import threading
+from typing import Any, Final, NamedTuple
 
 import msgpack
 
@@ -22,8 +22,7 @@ REPLY: Final = 2
 DELIVER: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A syscall by number on the capability in slot `cap`."""
 
     id: int
@@ -32,8 +31,7 @@ class Call:
     args: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(NamedTuple):
     """An answer; one-shot."""
 
     id: int
@@ -41,8 +39,7 @@ class Reply:
     payload: list[Any]
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """A request that the kernel hands to a server; `sender` is the attested principal."""
 
     id: int
@@ -52,34 +49,40 @@ class Deliver:
 
 
 Frame = Call | Reply | Deliver
+_KIND: Final[dict[type, int]] = {Call: CALL, Reply: REPLY, Deliver: DELIVER}
 _CALL: Final = [int, int, int, int, list]
 _REPLY: Final = [int, int, bool, list]
 _DELIVER: Final = [int, int, int, list, str]
 
 
+class _Packer(threading.local):
+    """One a thread: making a packer, with its buffer, costs more than packing a frame."""
+
+    def __init__(self) -> None:
+        self.pack = msgpack.Packer(use_bin_type=True).pack
+
+
+_packer: Final = _Packer()
+
+
 def encode(frame: Frame) -> bytes:
     """Frame to bytes; a frame over the limit is E2-LIMIT, since larger payloads belong in a page."""
-    if isinstance(frame, Call):
-        row: list[Any] = [CALL, frame.id, frame.nr, frame.cap, frame.args]
-    elif isinstance(frame, Reply):
-        row = [REPLY, frame.id, frame.ok, frame.payload]
-    else:
-        row = [DELIVER, frame.id, frame.nr, frame.args, frame.sender]
     try:
-        data: bytes = msgpack.packb(row, use_bin_type=True)
+        data: bytes = _packer.pack([_KIND[type(frame)], *frame])
     except (TypeError, ValueError, OverflowError) as e:
         raise RecurosError("E2-WIRE", f"a frame holds a value that msgpack cannot carry: {e}") from e
-    size_max = limits.KERNEL_FRAME_BYTES_MAX if isinstance(frame, Deliver) else limits.FRAME_BYTES_MAX
-    if len(data) > size_max:
-        raise RecurosError(
-            "E2-LIMIT",
-            f"frame of {len(data)} bytes is over the limit of {size_max}",
-            hint="send large payloads in a page",
-        )
+    if len(data) > limits.FRAME_BYTES_MAX:
+        size_max = limits.KERNEL_FRAME_BYTES_MAX if isinstance(frame, Deliver) else limits.FRAME_BYTES_MAX
+        if len(data) > size_max:
+            raise RecurosError(
+                "E2-LIMIT",
+                f"frame of {len(data)} bytes is over the limit of {size_max}",
+                hint="send large payloads in a page",
+            )
     return data
 
 
-def decode(data: bytes) -> Frame:
+def decode(data: bytes | memoryview) -> Frame:
     """Bytes to a frame; anything malformed is E2-WIRE."""
     if len(data) > limits.KERNEL_FRAME_BYTES_MAX:  # peers are held to less, by their socket's MAXMSGSIZE
         raise RecurosError(
@@ -89,7 +92,7 @@ def decode(data: bytes) -> Frame:
     if not isinstance(row, list) or not row:
         raise RecurosError("E2-WIRE", "a frame is not an array")
     # By exact types: a truth value is no number here, and this is on the way of every message.
-    types = [type(value) for value in row]
+    types = list(map(type, row))
     if types == _CALL and row[0] == CALL and 0 <= row[1] < 1 << 53:
         return Call(row[1], row[2], row[3], row[4])
     if types == _REPLY and row[0] == REPLY:
@@ -99,7 +102,7 @@ def decode(data: bytes) -> Frame:
     raise RecurosError("E2-WIRE", f"a frame of kind {row[0]!r:.20} does not have the shape of any frame")
 
 
-def unpack(data: bytes) -> Any:
+def unpack(data: bytes | memoryview) -> Any:
     """Msgpack to plain values under every limit: sizes, nesting, string keys only; malformed input is E2-WIRE."""
     try:
         value = msgpack.unpackb(
@@ -120,18 +123,23 @@ def unpack(data: bytes) -> Any:
 
 
 def _depth(value: Any) -> int:
+    """How deep it nests, up to one more than the limit. Plain loops: this looks at every value of every message."""
     level, depth = [value], 0
     while level:
         depth += 1
         if depth > limits.DEPTH_MAX:
-            return depth
+            break
         inner: list[Any] = []
-        for v in level:
-            if type(v) is list:
-                inner.extend(x for x in v if type(x) in (list, dict))
-            elif type(v) is dict:
-                if not all(type(k) is str for k in v):
-                    raise RecurosError("E2-WIRE", "a frame holds a map whose keys are not all text")
-                inner.extend(x for x in v.values() if type(x) in (list, dict))
+        for outer in level:
+            if type(outer) is list:
+                for x in outer:
+                    if type(x) is list or type(x) is dict:
+                        inner.append(x)
+            elif type(outer) is dict:
+                for key, x in outer.items():
+                    if type(key) is not str:
+                        raise RecurosError("E2-WIRE", "a frame holds a map whose keys are not all text")
+                    if type(x) is list or type(x) is dict:
+                        inner.append(x)
         level = inner
     return depth

@@ -15,6 +15,7 @@ import fcntl
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ from typing import Any, Final
 from syscalls.errors import RecurosError
 
 MIB: Final = 1 << 20
+LOCK_S: Final = 5.0
+"""How long a decision of another runtime is waited for: it takes under a millisecond, unless its process was stopped in the middle."""
 _NAME = re.compile(r"[^A-Za-z0-9.-]")
 
 
@@ -102,16 +105,33 @@ class Leases:
         self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         fd = os.open(self._folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            self._lock(fd)
             yield
         finally:
             os.close(fd)
+
+    def _lock(self, fd: int) -> None:
+        """Like a blocking flock, but not for longer than LOCK_S: a runtime that hangs must not take another one's server with it."""
+        deadline = time.monotonic() + LOCK_S
+        while True:
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise RecurosError(
+                        "E124-TIMEOUT",
+                        f"leases of {self._device}: another runtime has held {self._folder / 'lock'} for {LOCK_S:g} s",
+                        hint=f"end the process that holds it: lslocks, or fuser {self._folder / 'lock'}",
+                    ) from None
+                time.sleep(0.01)
+            else:
+                return
 
     def _write(self, count: int) -> None:
         if self._fd < 0:
             path = self._folder / f"{os.getpid()}.lease"
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._fd, fcntl.LOCK_EX)
+            self._lock(self._fd)
         data = json.dumps({"pid": os.getpid(), "bytes": count, "run": self._run}).encode()
         os.pwrite(self._fd, data, 0)
         os.ftruncate(self._fd, len(data))

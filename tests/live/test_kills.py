@@ -149,9 +149,46 @@ def test_a_learner_that_is_stopped_is_caught_by_its_deadline_and_its_window_come
         )
         runtime.watch()
         runtime.goes_on(2)
+        assert "is killed: state T" in (runtime.run / "log" / "learner.log").read_text()
         counts = runtime.halt()["windows"]
         assert counts["granted"] == counts["committed"] + counts["rolled_back"]
         done = commits(runtime.run)
         assert done == list(range(1, len(done) + 1))
+    finally:
+        runtime.clean()
+
+
+def test_a_learner_that_hangs_is_killed_and_its_log_says_where_it_was(tmp_path: Path) -> None:
+    doc = document(tmp_path / "run")
+    doc["window"] = {"steps": 1, "budget_ms": 200, "period_ms": 500, "deadline_ms": 500}
+    doc["servers"][3]["config"] = {**doc["servers"][3]["config"], "hang_at": 3}
+    runtime = Live(tmp_path / "run", doc)
+    try:
+        runtime.up()
+        runtime.until(
+            lambda: (s := runtime.server("learner"))["incarnation"] == 2 and s["state"] == "ready", "another learner"
+        )
+        runtime.watch()
+        runtime.goes_on(1)
+        log = (runtime.run / "log" / "learner.log").read_text()
+        assert "incarnation 1) does not answer and is killed: state S" in log
+        assert "in hang_in_an_operation" in log, "the stacks of its threads"
+        runtime.halt()
+    finally:
+        runtime.clean()
+
+
+def test_a_server_whose_process_cannot_be_made_fails_the_boot_with_its_reason(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "log" / "gpu.log").mkdir(
+        parents=True
+    )  # its log cannot be opened, as its process could not be made without memory
+    runtime = Live(run, document(run))
+    try:
+        last = runtime.ended()[-1]
+        assert last["event"] == "failed"
+        assert last["error"][:2] == ["E3-BOOT", "gpu exited with status 127 while starting"]
+        assert "spawn of gpu" in (run / "log" / "supervisor.log").read_text()
+        assert not runtime.sockets.exists()
     finally:
         runtime.clean()

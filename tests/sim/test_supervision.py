@@ -139,7 +139,9 @@ def test_a_server_that_never_says_hello_fails_the_boot_with_the_reason() -> None
     assert world.run(lambda: world.exit is not None, 10 * limits.HELLO_TIMEOUT_NS)
     assert world.exit == 1
     failed = next(r for r in world.reports if r.get("event") == "failed")
-    assert failed["error"][:2] == ["E3-BOOT", f"dataset was not ready after {limits.HELLO_TIMEOUT_NS // S} s"]
+    reason = f"dataset was not ready after {limits.HELLO_TIMEOUT_NS // S} s: it never said hello"
+    assert failed["error"][:2] == ["E3-BOOT", reason]
+    assert world.dumped == ["dataset"], "and its log says what it was doing"
 
 
 def test_a_learner_that_is_shown_as_ready_takes_a_probe() -> None:

@@ -257,6 +257,7 @@ class World:
         self.processes: dict[str, Process] = {}
         self.pages: dict[int, Any] = {}
         self.niced: dict[str, int] = {}
+        self.dumped: list[str] = []  # who was told to write down what it does before it was killed
         self.words: dict[int, int] = {}  # the page of generations
         self.next_page = 1
         self.next_pid = 100
@@ -385,6 +386,7 @@ class World:
     def _kill(self, effect: Kill) -> None:
         process = self.processes.get(effect.name)
         if process is not None and process.incarnation == effect.incarnation and process.alive:
+            self.dumped += [effect.name] if effect.dump else []
             self.signalled(process, effect.signal)
 
     def signalled(self, process: Process, number: int) -> None:

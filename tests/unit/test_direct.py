@@ -192,7 +192,7 @@ def test_a_call_its_page_and_its_answer_go_over_and_credits_come_back(pair: Pair
             call, wire.Reply(call.frame.id, True, STAGE.bind_reply({"snapshot": "s", "stored_bytes": 1})), []
         )
         pair.out.read()
-        reply, fds = pair.out.replies.pop(number)
+        reply, _, fds = pair.out.replies.pop(number)
         assert (reply.ok, fds) == (True, [])
     assert not pair.out.open
     page.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -108,6 +109,22 @@ def test_two_runtimes_share_a_device_and_a_killed_one_lets_go(tmp_path: Path) ->
     assert mine.take(100 * MIB)["others"] == 0
     mine.give_back()
     assert [p.name for p in (tmp_path / "GPU-1").iterdir()] == ["lock"]
+
+
+def test_a_runtime_that_hangs_while_it_decides_holds_up_another_one_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("servers.gpu.leases.LOCK_S", 0.05)
+    mine = Leases(tmp_path, "GPU-1", 100 * MIB, 0, "runs/mine")
+    mine.take(MIB)
+    with (tmp_path / "GPU-1" / "lock").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RecurosError, match="another runtime has held") as caught:
+            mine.take(2 * MIB)
+        assert caught.value.code == "E124-TIMEOUT"
+        assert mine.held_bytes == MIB
+    assert mine.take(2 * MIB)["granted"] == 2 * MIB
+    mine.give_back()
 
 
 def test_a_lease_over_the_budget_is_refused_with_the_numbers(tmp_path: Path) -> None:

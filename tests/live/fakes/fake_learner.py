@@ -9,6 +9,7 @@ harden()
 # ruff: noqa: E402 - hardened before anything else is imported, as every server
 import hashlib
 import time
+from pathlib import Path
 from typing import Any
 
 from kfs import snapshot
@@ -27,6 +28,7 @@ PATH = "student/blocks.0/w"
 class FakeLearner:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.hung = Path(kernel.config["run"]) / "hung"
         self.queue: list[dict[str, Any]] = []
         self.state = b"\0" * 64
         self.bases: dict[int, bytes] = {}
@@ -143,7 +145,13 @@ class FakeLearner:
             self.kernel.syscall("status")  # the kernel has seen it, and what it says to that is read at the next step
         return done or int(grant["steps"])
 
+    def hang_in_an_operation(self) -> None:
+        time.sleep(3_600)
+
     def window(self, grant: dict[str, Any]) -> None:
+        if grant["window"] == self.kernel.config.get("hang_at") and not self.hung.exists():
+            self.hung.touch()
+            self.hang_in_an_operation()
         self.kernel.map(grant["page"]).close()
         self.kernel.release(grant["page"])
         steps = self.train(grant)

@@ -89,7 +89,7 @@ class Liar(FakeObserver):
     def lies(self) -> dict[str, str]:
         found = {name: self.lie(lie) for name, lie in LIES.items()}
         found["an end of a stranger"] = outcome(self.stranger)
-        found["an end that is a file"] = outcome(lambda: self.kernel._pages.offer_end(os.memfd_create("x")))
+        found["an end that is a file"] = outcome(lambda: self.kernel.pages.offer_end(os.memfd_create("x")))
         mine, theirs = direct.pair()
         end = self.kernel.offer_end(theirs)
         open_gpu = {"endpoint": self.kernel.caps["gpu"], "end": end}
@@ -112,7 +112,7 @@ class Liar(FakeObserver):
         child = subprocess.Popen([sys.executable, "-c", STRANGER, str(there.fileno())], pass_fds=(there.fileno(),))
         _, (end,), _, _ = socket.recv_fds(here, 1, 1)
         try:
-            self.kernel._pages.offer_end(end)
+            self.kernel.pages.offer_end(end)
         finally:
             os.close(end)
             here.send(b"x")
