@@ -159,6 +159,8 @@ def fair_job(t: Turn, method: str, args: dict[str, Any]) -> None:
 def dispatch_fair(t: Turn) -> None:
     """Hand out slots of the fair class; called at the end of every step."""
     s = t.state
+    if s.fair.nothing_waits:
+        return
     while (picked := reserve.pick(t) or s.fair.pick()) is not None:
         name, (how, what) = picked
         server = s.servers[name]

@@ -99,7 +99,7 @@ def open_(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
         "rights": abi.right_names(cap.rights),
         "badge": callee,
     }
-    data = {"caller": caller, "channel": number, "end": end.slot}
+    data = {"caller": caller, "channel": number, "callee": callee, "end": end.slot}
     outbox.record(t, "cap.derive", args, actor=who, cap=endpoint.slot, then="channel", then_data=data)
 
 
@@ -110,7 +110,7 @@ def recorded(t: Turn, data: dict[str, Any]) -> None:
     channel = s.channels.get(data["channel"])
     end = s.caps.find(caller.principal, data["end"])
     if channel is None or end is None or not isinstance(end.obj, int):
-        answer_error(t, caller, RecurosError("E5-DENIED", "the channel was revoked before it was opened"))
+        answer_error(t, caller, _ended_early(s, caller.principal, data["callee"]))
         return
     t.emit(ChannelSet(channel.index, channel.generation))
     theirs = s.caps.mint(channel.callee, "end", end.obj, Right.MAP)
@@ -130,12 +130,23 @@ def recorded(t: Turn, data: dict[str, Any]) -> None:
         "end": theirs.slot,
         "table": table.slot,
     }
-    delivery = request(t, "channel", f"{channel.callee}.channel", columns, caller=caller, channel=channel.id)
+    delivery = request(
+        t, "channel", f"{channel.callee}.channel", columns, caller=caller, channel=channel.id, callee=channel.callee
+    )
     if (pending := s.pending.get(delivery)) is not None:
         pending.lent += [theirs.key, table.key]  # it maps both before it answers
     else:
         s.caps.release(theirs)
         s.caps.release(table)
+
+
+def _ended_early(s: State, caller: str, callee: str) -> RecurosError:
+    """Why a channel went before it was opened. Only what an operator took is denied: after a death the caller opens another one."""
+    if {f"direct:{callee}", callee, "self"} & {what for who, what in s.taken if who == caller}:
+        return RecurosError(
+            "E5-DENIED", f"the channel to {callee} was revoked before it was opened", hint="recuros cap ls"
+        )
+    return RecurosError("E3-GONE", f"the channel to {callee} ended before it was opened", hint="try again")
 
 
 def accepted(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
@@ -146,7 +157,7 @@ def accepted(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosErro
     if isinstance(values, RecurosError) or channel is None:
         if channel is not None:
             cut(t, channel, "the callee refused it")
-        error = values if isinstance(values, RecurosError) else RecurosError("E5-DENIED", "the channel was revoked")
+        error = values if isinstance(values, RecurosError) else _ended_early(s, caller.principal, data["callee"])
         answer_error(t, caller, error)
         return
     channel.state = "open"
@@ -185,6 +196,8 @@ def cut(t: Turn, channel: Channel, reason: str) -> None:
 def sweep(t: Turn) -> None:
     """At the end of a step: channels whose capability has gone, since what it was derived from was revoked or its holder died."""
     s = t.state
+    if not s.caps.channels_cut:
+        return
     gone, s.caps.channels_cut = s.caps.channels_cut, []
     for number in gone:
         if (channel := s.channels.get(number)) is not None:
@@ -206,11 +219,18 @@ def close(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
 
 
 def report(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
-    """Syscall channel_report: charge the caller for what was done for it, and say what it did wrong."""
+    """Syscall channel_report: charge the caller for what was done for it, and say what it did wrong.
+
+    From the caller it says what the callee did wrong, and nothing else counts.
+    """
     s = t.state
     channel = s.channels.get(a["channel"])
-    if channel is None or channel.callee != caller.principal:
+    if channel is None or caller.principal not in (channel.callee, channel.caller):
         return  # the last words on a channel that was cut meanwhile
+    if caller.principal == channel.caller:
+        _accuse(t, channel.callee, channel.caller, a["reason"] or "no reason given")
+        cut(t, channel, a["reason"] or "its caller closed it")
+        return
     cpu_ns = max(0, min(a["cpu_ns"], limits.HEARTBEAT_TIMEOUT_NS))
     channel.calls += max(0, a["calls"])
     channel.refused += max(0, a["refused"])
@@ -224,12 +244,18 @@ def report(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
     if channel.caller in s.cbs:
         s.cbs[channel.caller].charge(cpu_ns, lent=True)
     if a["reason"]:
-        s.refused["direct channel"] = n = s.refused.get("direct channel", 0) + 1
-        if n & (n - 1) == 0 and not s.halting:
-            message = f"direct channel, as {channel.callee} says: {a['reason'][:800]} (number {n})"
-            outbox.record(t, "fault", {"name": channel.caller, "code": "E5-DENIED", "message": message})
+        _accuse(t, channel.caller, channel.callee, a["reason"])
     if a["fatal"]:
         cut(t, channel, a["reason"] or "its caller closed it")
+
+
+def _accuse(t: Turn, who: str, by: str, reason: str) -> None:
+    """One end broke the rules, by the other one's word: counted, and recorded the 1st, 2nd, 4th, 8th ... time."""
+    s = t.state
+    s.refused["direct channel"] = n = s.refused.get("direct channel", 0) + 1
+    if n & (n - 1) == 0 and not s.halting:
+        message = f"direct channel, as {by} says: {reason[:800]} (number {n})"
+        outbox.record(t, "fault", {"name": who, "code": "E5-DENIED", "message": message})
 
 
 def between(s: State, caller: str, callee: str) -> bool:

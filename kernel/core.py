@@ -192,6 +192,8 @@ def _reply(t: Turn, event: Received, reply: Reply) -> None:
         _refused(t, Refused(event.principal, f"stray reply: nobody waits for an answer to delivery {reply.id}"))
         return
     pending, values = got
+    if reply.ok and isinstance(values, RecurosError):
+        _refused(t, Refused(event.principal, f"malformed reply: {values.message}"))
     try:
         _continue(t, pending, values)
     except RecurosError as error:

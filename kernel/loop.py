@@ -15,7 +15,7 @@ import socket
 import time
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 import zmq
@@ -67,6 +67,15 @@ LOCAL, REMOTE = b"l", b"r"
 """First byte of an operator's route."""
 
 
+class Who(NamedTuple):
+    """The sender of a message, by its User-Id."""
+
+    principal: str
+    operator: bool
+    socket: bytes
+    incarnation: int
+
+
 class Loop:
     """Sockets, descriptors and the process table of one kernel."""
 
@@ -88,6 +97,7 @@ class Loop:
         self.operators = 0
         self.handshakes: deque[int] = deque()
         self.remote_handshakes: deque[int] = deque()  # apart: a flood from outside keeps nobody of this machine out
+        self.users: dict[str, Who] = {}
         self.unread: dict[tuple[bool, bytes], deque[bytes]] = {}
         self.dropped = self.dropped_told = 0
         self.context = zmq.Context()
@@ -257,7 +267,8 @@ class Loop:
         if key[0]:
             sock, route = (self.remote if route[:1] == REMOTE else self.operators_socket), route[1:]
         try:
-            sock.send_multipart([route, data], flags=zmq.NOBLOCK)
+            sock.send(route, zmq.NOBLOCK | zmq.SNDMORE)
+            sock.send(data, zmq.NOBLOCK)
         except zmq.Again:
             return False
         except zmq.ZMQError:
@@ -403,34 +414,50 @@ class Loop:
     # --- frames -----------------------------------------------------------------------------------------------------------
 
     def receive(self, sock: zmq.Socket[bytes]) -> None:
-        """At most PER_TURN_MAX frames, so that no peer starves the timers."""
+        """At most PER_TURN_MAX frames, so that no peer starves the timers. CPU times are looked up once a turn."""
+        cpu: dict[int, int] = {}
         for _ in range(PER_TURN_MAX):
             try:
-                parts = sock.recv_multipart(flags=zmq.NOBLOCK, copy=False)
+                first = sock.recv(zmq.NOBLOCK, copy=False)
             except zmq.Again:
                 return
-            user = str(parts[0].get("User-Id"))
-            role, who, number = user.split("/")
-            principal = who if role == "server" else f"operator:{who}.{number}"
-            route = parts[0].bytes
-            if role == "key":
-                principal = f"{remote.PREFIX}{who}.{number}"
-            if role != "server":
-                route = (REMOTE if role == "key" else LOCAL) + route  # which socket an answer goes out at
-            if role == "server" and self.incarnations.get(who) != int(number):
+            route, user, size = first.bytes, str(first.get("User-Id")), 1
+            last = first
+            while last.more:
+                last, size = sock.recv(copy=False), size + 1
+            who = self.users.get(user) or self._who(user)
+            if who.operator:
+                route = who.socket + route  # which socket an answer goes out at
+            elif self.incarnations.get(who.principal) != who.incarnation:
                 continue  # a dead incarnation's last words, after its successor was spawned
-            if len(parts) != 2:
-                self.step(Refused(principal, f"malformed: a message of {len(parts)} parts"))
+            if size != 2:
+                self.step(Refused(who.principal, f"malformed: a message of {size} parts"))
                 continue
-            data = parts[1].bytes
+            data = last.bytes
             try:
                 frame = wire.decode(data)
             except RecurosError as error:
-                self.step(Refused(principal, f"malformed: {error.message}"))
+                self.step(Refused(who.principal, f"malformed: {error.message}"))
                 continue
             assert self.state is not None
-            pid = self.state.servers[who].pid if role == "server" else 0
-            self.step(Received(principal, route, frame, cpu_ns(pid) if pid else 0, len(data)))
+            pid = 0 if who.operator else self.state.servers[who.principal].pid
+            if pid and pid not in cpu:
+                cpu[pid] = cpu_ns(pid)
+            self.step(Received(who.principal, route, frame, cpu.get(pid, 0), len(data)))
+
+    def _who(self, user: str) -> Who:
+        """What a User-Id says, which this process gave out itself at the handshake; kept, since every message carries it."""
+        role, who, number = user.split("/")
+        if role == "server":
+            found = Who(who, False, b"", int(number))
+        elif role == "key":
+            found = Who(f"{remote.PREFIX}{who}.{number}", True, REMOTE, 0)
+        else:
+            found = Who(f"operator:{who}.{number}", True, LOCAL, 0)
+        while len(self.users) >= limits.OPERATORS_MAX + limits.SERVERS_MAX:
+            del self.users[next(iter(self.users))]
+        self.users[user] = found
+        return found
 
     # --- pages ------------------------------------------------------------------------------------------------------------
 

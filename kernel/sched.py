@@ -289,6 +289,11 @@ class FairClass:
         return self._slots - self._running
 
     @property
+    def nothing_waits(self) -> bool:
+        """Whether there is certainly no job to pick."""
+        return not (self._soon or self._eligible or self._reserved)
+
+    @property
     def reserved_running(self) -> bool:
         """Whether a server with a reservation runs a job."""
         return any(self._entities[name].running is not None for name in self._reserved)

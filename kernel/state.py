@@ -281,7 +281,7 @@ class State:
     final_asked: bool = False
 
 
-@dataclass
+@dataclass(slots=True)
 class Turn:
     """One step: `now_ns` is CLOCK_MONOTONIC at the event's receipt."""
 

@@ -233,6 +233,7 @@ class Channel:
     messages_max: int
     bytes_max: int
     words: Generations = field(init=False)
+    closed: bool = False
 
     def __post_init__(self) -> None:
         self.words = Generations(self.table.view)
@@ -240,10 +241,11 @@ class Channel:
     @property
     def stands(self) -> bool:
         """Whether the kernel has not taken it back."""
-        return self.words[self.index] == self.generation
+        return not self.closed and self.words[self.index] == self.generation
 
     def close(self) -> None:
-        """Give everything back."""
+        """Give everything back, the mapping of the page of generations too."""
+        self.closed = True
         self.end.close()
         self.words.close()
         self.table.close()
@@ -305,7 +307,11 @@ class Outgoing(Channel):
             self.broken = error
 
     def why(self) -> RecurosError:
-        """What calls under way come to when the channel has ended."""
+        """What calls under way come to when the channel has ended; what it was when it was closed stays the reason."""
+        if self.closed and self.broken is not None:
+            return self.broken
+        if self.broken is not None and self.broken.code == "E2-WIRE":
+            return RecurosError("E3-GONE", f"{self.peer} broke the rules of its direct channel: {self.broken.message}")
         if not self.stands:
             return self.revoked()
         reason = self.broken.message if self.broken else "it was closed"

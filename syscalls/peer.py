@@ -59,6 +59,8 @@ class Peer:
             self._socket.connect(f"ipc://{endpoint}")
         else:
             self._connect_remote(endpoint)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
         self._next_id = 1
         self._replies: dict[int, wire.Reply] = {}
         self._waiting: set[int] = set()
@@ -167,7 +169,9 @@ class Peer:
 
     def receive(self, timeout_s: float = 0.0) -> bool:
         """Take at most one frame off the socket; True when there was one. Pings are answered here, whatever else goes on."""
-        if not self._socket.poll(int(timeout_s * 1000) if timeout_s <= 0 else max(1, int(timeout_s * 1000))):
+        if not int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN and (
+            timeout_s <= 0 or not self._poller.poll(max(1, int(timeout_s * 1000)))
+        ):
             return False
         frame = wire.decode(self._socket.recv())
         if isinstance(frame, wire.Reply):

@@ -162,7 +162,14 @@ class Switch:
         for name in begun.row.reply_pages:
             if values[name]:
                 fd = fds.pop(0)
-                check_seals(fd)
+                try:
+                    check_seals(fd)
+                except RecurosError as error:
+                    for left in (fd, *fds):
+                        os.close(left)
+                    channel.broken = RecurosError("E2-WIRE", f"{begun.row.qualified}: {error.message}")
+                    self._drop_outgoing(channel)
+                    raise channel.why() from error
                 values[name] = self._keep(fd)
         return values
 
@@ -205,13 +212,20 @@ class Switch:
         return channel
 
     def _drop_outgoing(self, channel: direct.Outgoing) -> None:
-        channel.broken = channel.broken or RecurosError("E3-GONE", "it was closed")
+        broken = channel.broken or RecurosError("E3-GONE", "it was closed")
+        channel.broken = channel.why()
+        if broken.code == "E2-WIRE":
+            self._accuse(channel, broken.message)
         self._forget(channel)
         if self._out.get(channel.peer) is channel:
             del self._out[channel.peer]
-        broken = channel.why()
-        channel.broken = broken
         channel.close()
+
+    def _accuse(self, channel: direct.Outgoing, reason: str) -> None:
+        """The callee broke the rules: the kernel is told, and cuts the channel."""
+        self._kernel.syscall(
+            "channel_report", channel=channel.id, calls=0, refused=0, cpu_ns=0, reason=reason[:500], fatal=True
+        )
 
     # --- the callee's side ------------------------------------------------------------------------------------------------------
 

@@ -1,14 +1,16 @@
 """A live runtime under random kills, hangs and floods, for as long as it is told to.
 
 Supervisor, kernel, archivist, sockets and the store are the real ones, the other servers boot at once (tests/live/fakes). Servers are
-killed or stopped, fewer at a time than their restart limit allows; kernel, supervisor and launcher die too, and the next boot goes on in
-the same run directory. Operators flood with calls and with garbage. Judged after each boot: every window that an operator was told is
-committed is in the ledger, in one chain; each miss has its rollback; the ledger verifies; no process, socket directory or shared memory
-is left.
+killed or stopped, fewer at a time than their restart limit allows, also while a flood of calls is under way; kernel, supervisor and
+launcher die too, some in the middle of a boot, and the next boot goes on in the same run directory. In some boots the learner stages over
+a direct channel, and the observer floods the device server. Operators flood with calls and with garbage. Judged after each boot: every
+window that an operator was told is committed is in the ledger, in one chain; each miss has its rollback; every call of a flood was
+answered or refused; the ledger verifies; no process, socket directory or shared memory is left.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -20,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import psutil
 import zmq
 
 from kernel.replay import replay
@@ -37,6 +40,14 @@ from harness import Live, document  # noqa: E402 - where the harness lies is kno
 SERVERS: Final = ("archivist", "gpu", "dataset", "learner", "observer")
 KILLS_A_MINUTE: Final = limits.RESTARTS_MAX - 2
 FLOOD_CALLS: Final = 2_000
+SERVER_FLOOD: Final = 5_000
+EARLY: Final = 0.15
+"""The part of the boots whose kernel or supervisor dies before they are up."""
+HANG_OTHERS: Final = 0.1
+"""The part of the hangs that only a heartbeat finds out, which takes half a minute."""
+GONE_S: Final = 20.0
+OPEN_MAX: Final = 2
+"""Windows that may be open when a boot is cut off."""
 BOOT_S: Final = (5.0, 60.0)
 SHM: Final = Path("/dev/shm")
 Trials = Iterator[tuple[int, str]]
@@ -57,10 +68,25 @@ class Soak:
         """One boot, and what is wrong with it."""
         doc = document(self.run)
         doc["window"] = {"steps": 1, "budget_ms": 1_500, "period_ms": 3_000, "deadline_ms": 3_000}
+        servers = {stanza["name"]: stanza for stanza in doc["servers"]}
+        if self.rng.random() < 0.5:
+            self.did["boot: direct channel"] += 1
+            servers["learner"] |= {"direct": ["archivist"]}
+            servers["learner"]["config"] = {**servers["learner"]["config"], "direct": ["archivist"]}
+        flood = self.run / "flood.json"
+        flood.unlink(missing_ok=True)
+        if self.rng.random() < 0.3:
+            self.did["boot: flood of a server"] += 1
+            servers["observer"] |= {"calls": ["dataset", "gpu"]}
+            servers["observer"]["config"] = {**servers["observer"]["config"], "flood": SERVER_FLOOD}
         for kills in self.kills.values():
             kills.clear()
         runtime = Live(self.run, doc)
         try:
+            if self.rng.random() < EARLY:
+                self.die_early(runtime)
+                yield ""
+                return
             runtime.up()
             if runtime.status()["done_windows"] < self.told:
                 yield f"booted at window {runtime.status()['done_windows']}, {self.told} was committed"
@@ -69,11 +95,28 @@ class Soak:
                 self.act(runtime)
                 yield ""
             self.end(runtime)
+            if flood.exists() and sum(told := json.loads(flood.read_text()).values()) != SERVER_FLOOD:
+                yield f"of {SERVER_FLOOD} calls of a flood {sum(told)} were answered or refused"
             yield ""
         except (AssertionError, RecurosError) as error:
             yield f"{type(error).__name__}: {error}"[:3_000]
         finally:
             runtime.clean()
+            if left := strays(runtime.sockets):
+                yield f"processes are left: {left}"
+
+    def die_early(self, runtime: Live) -> None:
+        """Kernel or supervisor die at some moment of a boot: everybody goes with them."""
+        who = self.rng.choice(("kernel", "supervisor"))
+        until = time.monotonic() + self.rng.uniform(0.0, 1.5)
+        up = lambda: next((e["pid"] for e in runtime.events if e["event"] == "up"), 0)  # noqa: E731
+        if who == "kernel":
+            runtime.until(up, "the kernel is up")
+        while time.monotonic() < until:
+            runtime.listen(until - time.monotonic())
+        os.kill(up() if who == "kernel" else runtime.supervisor.pid, signal.SIGKILL)
+        runtime.ended()
+        self.did[f"early end: {who}"] += 1
 
     def act(self, runtime: Live) -> None:
         """Do something bad, and see that windows go on."""
@@ -83,6 +126,7 @@ class Soak:
             self.kill,
             self.hang,
             self.flood,
+            self.flood_and_kill,
             self.garbage,
         )
         if did := self.rng.choice(actions)(runtime):
@@ -118,20 +162,33 @@ class Soak:
         return self._struck(runtime, SERVERS, signal.SIGKILL)
 
     def hang(self, runtime: Live) -> str:
-        """SIGSTOP: nothing but a timer can find out; the learner is caught by its window's deadline."""
-        return self._struck(runtime, ("learner",), signal.SIGSTOP)
+        """SIGSTOP: nothing but a timer can find out; the learner is caught by its window's deadline, others by their silence."""
+        others = self.rng.random() < HANG_OTHERS
+        return self._struck(runtime, SERVERS if others else ("learner",), signal.SIGSTOP)
 
     def flood(self, runtime: Live) -> str:
         """More calls than anybody answers at once; each is answered, or refused, once."""
-        client, nr = runtime.client, abi.SYSCALL_BY_NAME["page_list"].nr
-        sent = [client._send_call(nr, 1, []) for _ in range(FLOOD_CALLS)]
+        self._answered(runtime, self._calls(runtime))
+        return "flood"
+
+    def flood_and_kill(self, runtime: Live) -> str:
+        """A server dies while the calls are under way."""
+        sent = self._calls(runtime)
+        did = self.kill(runtime)
+        self._answered(runtime, sent)
+        return f"flood, {did}" if did else "flood"
+
+    def _calls(self, runtime: Live) -> list[int]:
+        nr = abi.SYSCALL_BY_NAME["page_list"].nr
+        return [runtime.client._send_call(nr, 1, []) for _ in range(FLOOD_CALLS)]
+
+    def _answered(self, runtime: Live, sent: list[int]) -> None:
         for call in sent:
             try:
-                client._await(call, "page_list", 60.0)
+                runtime.client._await(call, "page_list", 60.0)
             except RecurosError as error:
                 if error.code == "E124-TIMEOUT":
                     raise AssertionError(f"a call of a flood was never answered: {error}") from error
-        return "flood"
 
     def garbage(self, runtime: Live) -> str:
         """Frames of no form from a process that is nobody."""
@@ -186,7 +243,27 @@ class Soak:
             misses, rollbacks = misses + missed, rollbacks + rolled
             if schedule.whole and (missed != rolled or schedule.open_windows):
                 yield f"boot {schedule.boot}: {missed} misses, {rolled} rollbacks, open {schedule.open_windows}"
+            elif not 0 <= missed - rolled <= OPEN_MAX:
+                yield f"boot {schedule.boot}, which was cut off: {missed} misses, {rolled} rollbacks"
         self.details |= {"windows": len(numbers), "misses": misses, "rollbacks": rollbacks, "did": dict(self.did)}
+
+
+def strays(sockets: Path) -> list[int]:
+    """Processes of a runtime that was taken down, known by the sockets that they were started for; they are given time to end."""
+    mark = f"RECUROS_SOCKETS={sockets}\0".encode()
+    deadline = time.monotonic() + GONE_S
+    while found := [pid for pid in psutil.pids() if mark in _environment(pid)]:
+        if time.monotonic() > deadline:
+            return found
+        time.sleep(0.05)
+    return []
+
+
+def _environment(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/environ").read_bytes() + b"\0"
+    except OSError:
+        return b""  # it has gone, or it is somebody else's
 
 
 def shared_memory() -> set[str]:

@@ -52,7 +52,7 @@ def histories(count: int, seed: int, seconds: float | None, details: dict[str, A
     sys.path.insert(0, str(ROOT / "tests" / "sim"))
     import histories as simulated
 
-    details |= {"steps": 0, "boots": 0, "commits": 0, "misses": 0, "repeated": 0}
+    details |= {"steps": 0, "boots": 0, "commits": 0, "misses": 0, "direct": 0, "repeated": 0}
     for number in range(count):
         at = seed - 1 + number
         again = f"again: python -m tests.sim --first {at} --seeds 1 --stop"
@@ -65,7 +65,7 @@ def histories(count: int, seed: int, seconds: float | None, details: dict[str, A
         except Exception as error:  # noqa: BLE001 - whatever a history raises is its result
             yield number + 1, f"seed {at}: {type(error).__name__}: {error}; {again}"
             continue
-        for name in ("steps", "boots", "commits", "misses"):
+        for name in ("steps", "boots", "commits", "misses", "direct"):
             details[name] += getattr(outcome, name)
         yield number + 1, ""
 

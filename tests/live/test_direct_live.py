@@ -131,3 +131,37 @@ def test_a_caller_that_breaks_the_rules_is_refused_counted_and_recorded_and_nobo
         runtime.halt()
     finally:
         runtime.clean()
+
+
+def test_a_callee_that_lies_about_its_result_is_found_out_counted_and_recorded_and_harms_nobody(tmp_path: Path) -> None:
+    asker = {"entry": "fake_asker", "calls": ["dataset"], "direct": ["dataset"]}
+    runtime = booted(tmp_path / "run", observer=asker, dataset={"entry": "fake_lying_dataset"})
+    try:
+        runtime.up()
+        report = runtime.run / "asked.json"
+        runtime.until(report.exists, "the lies are told")
+        found = json.loads(report.read_text())
+        honest = {after for _, after in found["direct"].values()}
+        assert len(honest) == 1, "after each lie a new channel stands, and serves as before"
+        assert honest.pop().startswith("direct")
+        direct = {lie: came for lie, (came, _) in found["direct"].items()}
+        assert direct.pop("two answers") == "succeeded", "the first one was an answer; the second broke the channel"
+        assert set(direct.values()) == {"E3-GONE"}, direct
+        told = runtime.refused("direct channel")  # the callee's word that its caller closed may come first
+        assert len(direct) - 3 <= told <= len(direct) + 1
+        kernel = found["kernel"]
+        assert kernel.pop("two answers") == kernel.pop("another call's answer first") == "succeeded"
+        assert {kernel.pop(lie) for lie in ("a page of nobody", "its own capability")} == {"E5-DENIED"}
+        assert set(kernel.values()) == {"E2-WIRE"}, kernel
+        runtime.goes_on()
+        assert runtime.refused("malformed reply") == 4
+        assert runtime.refused("stray reply") == 2
+        assert all(s["restarts"] == 0 for s in runtime.status()["servers"])
+        with Store.open_reader(runtime.run / "store") as store:
+            records = [store.record(i) for i in range(store.size)]
+        faults = [r.args for r in records if r.kind is RecordKind.FAULT]
+        assert {f["name"] for f in faults if "direct channel, as observer says" in str(f["message"])} == {"dataset"}
+        assert {f["name"] for f in faults if "malformed reply" in str(f["message"])} == {"dataset"}
+        runtime.halt()
+    finally:
+        runtime.clean()

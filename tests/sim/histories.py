@@ -75,6 +75,7 @@ class Outcome:
     state: str
     ledger: bytes
     trace: str
+    direct: int  # calls that were served over direct channels
 
 
 def faults_of(rng: random.Random) -> Faults:
@@ -100,22 +101,28 @@ def faults_of(rng: random.Random) -> Faults:
 def run(seed: int) -> Outcome:
     """One history, checked; raises Violation (or whatever the kernel raised) when it is not as it must be."""
     rng = random.Random(seed ^ 0x5EED)
+    directly = random.Random(seed ^ 0xD12EC7)
+    direct = directly.random() < 0.4
     doc = document(
         deterministic=rng.random() < 0.8,
         windows=tuple(rng.randrange(1, 6) for _ in range(rng.randrange(1, 4))),
         detached=rng.random() < 0.15,
         slots=rng.choice((1, 1, 2, 3)),
+        direct=direct,
     )
     world = World(seed, doc, faults=faults_of(rng))
+    world.direct = direct
     cuts = rng.choice((0, 0, 0, 1, 2))
     for _ in range(cuts):
         world.boot()
         _operate(world, rng)
+        _revoke(world, directly)
         world.run(lambda: False, rng.randrange(100, 6_000) * MS)
         check_ledger(world.disk, built=digest("built"), policies=False)
         world.power_cut()
     world.boot()
     _operate(world, rng)
+    _revoke(world, directly)
     _end(world, rng)
     commits = check_ledger(world.disk, built=digest("built"), policies=not cuts and doc["deterministic"])
     check_positions(commits, doc)
@@ -131,6 +138,7 @@ def run(seed: int) -> Outcome:
         state,
         b"".join(world.disk.ledger),
         world.trace.hexdigest(),
+        world.served_directly,
     )
 
 
@@ -143,6 +151,25 @@ def _operate(world: World, rng: random.Random) -> None:
         world.at(after, lambda n=name, a=args: world.operator(n, **a))
         if args.get("kind") == "pause":
             world.at(after + rng.randrange(2_000) * MS, lambda: world.operator("interrupt", kind="resume"))
+
+
+def _revoke(world: World, rng: random.Random) -> None:
+    """An operator takes channels while calls are under way over them; now and then the endpoint, and every call with it."""
+
+    def take(endpoint: bool) -> None:
+        s = world.state
+        assert s is not None
+        for channel in list(s.channels.values())[:1]:
+            cap = s.caps.find(channel.caller, channel.slot)
+            if cap is not None and "operator:7.1" in s.operators:
+                slot = cap.parent[1] if endpoint and cap.parent else cap.slot
+                world.took = True
+                world.operator("cap_take", principal=channel.caller, cap=slot)
+
+    if world.direct:
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            endpoint = rng.random() < 0.15
+            world.at(320 * MS + rng.randrange(6_000) * MS, lambda e=endpoint: take(e))
 
 
 def _end(world: World, rng: random.Random) -> None:

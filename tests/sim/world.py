@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import actors
+from links import Asked, Link, check_words
 
 from kernel import config, core
 from kernel.events import (
@@ -129,8 +130,8 @@ class Process:
         self.hung = self.stopped = False
         self.deferred: list[Callable[[], None]] = []  # what happens to it while it is stopped
         self.caps: dict[str, int] = {}
-        self.inbox: deque[wire.Deliver] = deque()
-        self.waits: tuple[str, int] | None = None
+        self.inbox: deque[wire.Deliver | Asked] = deque()
+        self.waits: tuple[str, Any] | None = None
         self.next_id = 1
         self.cpu_ns = 0
         self.up_ns = self.down_ns = self.page_ns = 0  # when the last message of each link arrives
@@ -181,6 +182,13 @@ class Process:
             case ("offer", content):
                 self.waits = ("page", 0)
                 self.world.offer(self, content)
+            case ("offer end",):
+                self.waits = ("page", 0)
+                link = Link(self.world, self)
+                self.world.links.append(link)
+                self.world.offer(self, link, end=True)
+            case ("ask", Link() as link, abi.Row() as row, list(args), content):
+                self.waits = ("told", (id(link), link.call(row, args, content)))
             case ("map", int(handle)):
                 self.waits = ("page", 0)
                 self.world.want(self, handle)
@@ -219,13 +227,33 @@ class Process:
         elif isinstance(frame, wire.Deliver):
             if frame.nr == abi.METHOD_BY_NAME["any.ping"].nr:
                 self.world.send_up(self, wire.Reply(frame.id, True, []))
-            elif frame.nr in CHANNELS:
+            elif frame.nr in CHANNELS and not self.world.direct:
                 if frame.id:  # an end is taken; nothing is sent over it here
                     self.world.send_up(self, wire.Reply(frame.id, True, []))
             elif self.waits == ("recv", 0):
                 self.run(frame)
             else:
                 self.inbox.append(frame)
+
+    def take(self, asked: Asked) -> None:
+        """A call arrives over a direct channel."""
+        if self.stopped:
+            self.deferred.append(lambda: self.take(asked))
+        elif self.alive and not self.hung:
+            if self.waits == ("recv", 0):
+                self.run(asked)
+            else:
+                self.inbox.append(asked)
+
+    def told(self, call: tuple[int, int], result: list[Any] | RecurosError) -> None:
+        """An answer arrives over a direct channel."""
+        if self.stopped:
+            self.deferred.append(lambda: self.told(call, result))
+        elif self.alive and not self.hung and self.waits == ("told", call):
+            if isinstance(result, RecurosError):
+                self.run(error=result)
+            else:
+                self.run(result)
 
 
 class World:
@@ -248,6 +276,8 @@ class World:
         self.gauges: dict[str, Any] = {}  # what the device server answers beside its devices
         self.parts_needed = 1  # with fewer parts a batch does not fit the learner's memory
         self.acts: dict[int, dict[str, Any]] = {}  # window -> the policy that the Observer makes of its evidence
+        self.served_directly = 0
+        self.direct = False  # whether servers use the channels that the document grants
         self.considers = True  # whether the Observer answers interrupts in time
         self._begin()
 
@@ -259,6 +289,8 @@ class World:
         self.niced: dict[str, int] = {}
         self.dumped: list[str] = []  # who was told to write down what it does before it was killed
         self.words: dict[int, int] = {}  # the page of generations
+        self.links: list[Link] = []
+        self.took = False  # whether an operator has taken a channel in this boot: no other is denied
         self.next_page = 1
         self.next_pid = 100
         self.reports: list[dict[str, Any]] = []
@@ -333,6 +365,8 @@ class World:
         self.state, effects = core.step(self.state, event, self.now_ns)
         for effect in effects:
             self._perform(effect)
+        if self.words and (wrong := check_words(self.words, self.state)):
+            raise Violation(wrong)
         wake = core.next_wake_ns(self.state)
         if wake < self.next_tick_ns:
             self.next_tick_ns = wake
@@ -404,6 +438,9 @@ class World:
     def end(self, process: Process, status: int) -> None:
         """A process ends; the kernel learns it a moment later, after what the process has sent."""
         process.alive = False
+        for link in [x for x in self.links if process in (x.maker, x.taker)]:
+            link.close()
+            self.links.remove(link)
         event = Exited(process.name, process.incarnation, process.pid, status)
         self.at(max(self.delay_ns(), process.up_ns - self.now_ns), lambda: self._exited(process.name, event))
 
@@ -457,15 +494,15 @@ class World:
 
     # --- pages ---------------------------------------------------------------------------------------------------------
 
-    def offer(self, process: Process, content: Any) -> None:
+    def offer(self, process: Process, content: Any, *, end: bool = False) -> None:
         """The page socket is a link of its own: no order with the frames."""
         page = self.next_page
         self.next_page += 1
-        self._page_link(process, lambda: self._offered(process, page, content))
+        self._page_link(process, lambda: self._offered(process, page, content, end))
 
-    def _offered(self, process: Process, page: int, content: Any) -> None:
+    def _offered(self, process: Process, page: int, content: Any, end: bool) -> None:
         self.pages[page] = content
-        self.step(PageOffered(process.name, process.pid, page, 64))
+        self.step(PageOffered(process.name, process.pid, page, 0 if end else 64, end=end))
 
     def want(self, process: Process, handle: int) -> None:
         """Ask for the page behind a handle."""
