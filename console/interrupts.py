@@ -41,7 +41,7 @@ def _data(file: str | None) -> tuple[dict[str, Any], bytes]:
     path = Path(file)
     try:
         size = path.stat().st_size
-        raw = path.read_bytes() if 0 < size <= limits.INTERRUPT_BYTES_MAX else b""
+        raw = path.read_bytes() if 0 < size <= limits.INTERRUPT_PAGE_BYTES_MAX else b""
     except OSError as error:
         raise RecurosError(
             "E2-DATA", f"{path} cannot be read: {error.strerror}", hint="give a JSONL or CSV file"
@@ -49,7 +49,7 @@ def _data(file: str | None) -> tuple[dict[str, Any], bytes]:
     if not raw:
         raise RecurosError(
             "E2-LIMIT",
-            f"{path} has {size} bytes; 1 to {limits.INTERRUPT_BYTES_MAX} are taken at a time",
+            f"{path} has {size} bytes; 1 to {limits.INTERRUPT_PAGE_BYTES_MAX} are taken at a time",
             hint="split it: each interrupt adds to the ones before",
         )
     return {"name": path.name[-200:]}, raw

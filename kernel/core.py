@@ -312,13 +312,32 @@ def _detached(t: Turn, data: dict[str, Any], values: dict[str, Any]) -> None:
     )
 
 
-def _page_offered(t: Turn, event: PageOffered) -> None:
-    s = t.state
+def _page_refused(s: State, event: PageOffered) -> RecurosError | None:
+    """Why a page is not taken. An operator's is for what an interrupt brings: few, not large, and by a session that may interrupt."""
     held = sum(c.kind in ("page", "end") for c in s.caps.held(event.principal))
-    if held >= limits.PAGES_PER_PRINCIPAL_MAX:
-        error = RecurosError(
+    most = limits.PAGES_PER_PRINCIPAL_MAX
+    if event.principal not in s.servers:
+        allowed = any(c.kind == "self" and c.rights & Right.INTERRUPT for c in s.caps.held(event.principal))
+        if event.principal not in s.operators or not allowed:
+            return RecurosError("E5-DENIED", f"{event.principal} may not offer pages: it lacks the right interrupt")
+        if event.size > limits.INTERRUPT_PAGE_BYTES_MAX:
+            return RecurosError(
+                "E2-LIMIT",
+                f"a page of {event.size} bytes; an operator's has at most {limits.INTERRUPT_PAGE_BYTES_MAX}",
+                hint="split the file: each interrupt adds to the ones before",
+            )
+        most = limits.OPERATOR_PAGES_MAX
+    if held >= most:
+        return RecurosError(
             "E2-LIMIT", f"{event.principal} holds {held} pages, the limit", hint="release pages that are no longer used"
         )
+    return None
+
+
+def _page_offered(t: Turn, event: PageOffered) -> None:
+    s = t.state
+    error = _page_refused(s, event)
+    if error is not None:
         t.emit(PageAnswer(event.conn, False, error.to_wire()))
         s.pages[event.page] = (event.size, event.principal)
         s.caps.pages_released = True

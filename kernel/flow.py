@@ -14,7 +14,7 @@ from kernel import channels, device, outbox, overrun, programs, reserve
 from kernel.broker import answer, fair_job, move_page, release_page, request, tell
 from kernel.events import Kill
 from kernel.plan import finished, next_cursor, phase_after, plan_complete, plan_directives, stream_step
-from kernel.policy import directives_at, end_phase
+from kernel.policy import directives_at, drop_once, end_phase
 from kernel.state import KERNEL, Caller, Cursor, State, Turn
 from kernel.steer import (
     evaluate,
@@ -107,7 +107,7 @@ def _grant(t: Turn) -> None:
     phase = s.config.phases[c.phase]
     page, batch, sources = s.prefetch.pop(wid)
     settings = policy_at(s, wid)
-    planned = plan_directives(s, c)
+    planned = [] if settings.get("hold") else plan_directives(s, c)
     asked = directives_at(s, wid, str(phase.spec.get("train")))
     w = Window(
         id=wid,
@@ -164,7 +164,7 @@ def _grant(t: Turn) -> None:
     if planned:
         outbox.record(t, "swap", {"mode": planned[0][1]["mode"], "window": wid}, actor="kernel:plan")
     for kind, args in asked:
-        what = {"mode": args["mode"]} if kind == "swap" else {"mask_spec": args, "report": {}}
+        what = {"mask_spec": args, "report": {}} if kind == "prune" else args
         outbox.record(t, kind, {**what, "window": wid}, actor="kernel:policy")
     tell(
         t,
@@ -465,15 +465,16 @@ def _final_rollback(t: Turn, w: Window, restored: str, *, exact: bool) -> None:
         miss(t, w, "E1-NO", "its base did not commit", tell_learner=False)
     w.to(WindowState.ROLLED_BACK)
     s.counts["rolled_back"] += 1
-    if w.miss_code in ("E2-USAGE", "E2-LIMIT") and w.directives:
-        # The learner refused what an operator asked for; asking again would fail the same way for ever.
+    asked = drop_once(s, w.id) if w.miss_code in ("E2-USAGE", "E2-LIMIT") else {}
+    if asked or (w.miss_code in ("E2-USAGE", "E2-LIMIT") and w.directives):
+        # The learner refused what an operator or a policy asked for; asking again would fail the same way for ever.
         outbox.record(
             t,
             "fault",
             {
                 "name": "learner",
                 "code": w.miss_code,
-                "message": f"window {w.id} refused {w.directives!r:.500}; dropped",
+                "message": f"window {w.id} refused {[*w.directives, *asked.items()]!r:.500}; dropped",
             },
         )
     else:

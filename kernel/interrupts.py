@@ -1,10 +1,10 @@
 """Interrupts that the Observer's policy has a say in: new data, a constraint, a changed objective.
 
 Responsible for: the way of one request. Bounds are checked; the request is a record with the window and micro-step it arrived at; new
-data becomes an object that the dataset server reads through; the Observer considers it; its verdict, or that none came in time, is a
-record, and only then does anything change, from the next window on. Refuses: bodies outside their bounds, data that the dataset
-server cannot use, a second request while one is considered (E75-AGAIN). A request that nobody decides is rejected: silence changes
-nothing.
+data becomes an object that the dataset server reads through (little of it comes in the frame, more in a page, which the archivist reads
+and the kernel does not); the Observer considers it; its verdict, or that none came in time, is a record, and only then does anything
+change, from the next window on. Refuses: bodies outside their bounds, data that the dataset server cannot use, a second request while
+one is considered (E75-AGAIN). A request that nobody decides is rejected: silence changes nothing.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kernel import outbox, plan, steer
-from kernel.broker import answer, answer_error, request
+from kernel.broker import answer, answer_error, move_page, release_page, request
 from kernel.policy import BOUNDS
-from kernel.state import Caller, Turn
+from kernel.state import KERNEL, Caller, Turn
 from syscalls import limits
 from syscalls.errors import RecurosError
 
@@ -33,7 +33,7 @@ def ask(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
         raise RecurosError(
             "E2-LIMIT", f"rl_interrupt timeout_ms={args['timeout_ms']} is outside 1..{limits.INTERRUPT_TIMEOUT_MS_MAX}"
         )
-    body = CHECKS[kind](body, data)
+    body = CHECKS[kind](body, data) if not args["page"] else check_paged(kind, body, data)
     if plan.plan_complete(s):
         raise RecurosError(
             "E4-NOENT", "the plan is complete, no window will run", hint="boot a repeating phase, --detach"
@@ -50,6 +50,7 @@ def ask(t: Turn, caller: Caller, args: dict[str, Any]) -> None:
         "at": _place(t),
         "timeout_ms": args["timeout_ms"],
         "data": data,
+        "page": move_page(t, caller.principal, args["page"], KERNEL).slot if args["page"] else 0,
     }
     outbox.record(
         t,
@@ -77,7 +78,10 @@ def recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
     asked = {**data, "seq": seq}
     t.timer(data["timeout_ms"] * MS, "interrupt", seq=seq, asked=asked)
     t.state.interrupt_seq = seq
-    if data["kind"] == "data":
+    if data["page"]:
+        put = {"objects": [["batch", "data"]], "page": data["page"]}
+        request(t, "interrupt_kept", "archivist.put", put, asked=asked)
+    elif data["kind"] == "data":
         request(t, "interrupt_kept", "archivist.keep", {"kind": "batch", "data": data["data"]}, asked=asked)
     else:
         _consider(t, asked)
@@ -86,6 +90,14 @@ def recorded(t: Turn, data: dict[str, Any], seq: int) -> None:
 def kept(t: Turn, data: dict[str, Any], values: dict[str, Any] | RecurosError) -> None:
     """The bytes are an object: the dataset server reads it through."""
     asked = data["asked"]
+    if asked["page"]:
+        release_page(t, KERNEL, asked["page"])
+        if not isinstance(values, RecurosError):
+            values = {"id": values["ids"][0]}
+            if not values["id"]:
+                values = RecurosError(
+                    "E2-WIRE", "the page holds no array `data`", hint="recuros learner interrupt data FILE"
+                )
     if isinstance(values, RecurosError):
         _decided(t, asked, "refused", values.message, values)
         return
@@ -212,16 +224,28 @@ def _extra(t: Turn) -> list[list[Any]]:
 
 def check_data(body: dict[str, Any], data: bytes) -> dict[str, Any]:
     """{"name": of the file}; the bytes within what a frame takes."""
-    name = body.get("name")
-    if set(body) != {"name"} or not isinstance(name, str) or not 0 < len(name) <= 200:
-        raise RecurosError("E2-USAGE", f"new data takes a name of 1 to 200 characters, got {body!r:.80}")
+    _check_name(body)
     if not 0 < len(data) <= limits.INTERRUPT_BYTES_MAX:
         raise RecurosError(
             "E2-LIMIT",
-            f"new data of {len(data)} bytes; 1 to {limits.INTERRUPT_BYTES_MAX} are taken at a time",
-            hint="split the file: each interrupt adds to the ones before",
+            f"new data of {len(data)} bytes; 1 to {limits.INTERRUPT_BYTES_MAX} are taken in a message",
+            hint="more goes through a page, as `recuros learner interrupt data FILE` does on the machine of the runtime",
         )
     return body
+
+
+def check_paged(kind: str, body: dict[str, Any], data: bytes) -> dict[str, Any]:
+    """As `check_data`, for bytes in a page; its size was checked when it was offered."""
+    if kind != "data" or data:
+        raise RecurosError("E2-USAGE", "a page holds new data, all of it", hint="kind=data, page=HANDLE and no data")
+    _check_name(body)
+    return body
+
+
+def _check_name(body: dict[str, Any]) -> None:
+    name = body.get("name")
+    if set(body) != {"name"} or not isinstance(name, str) or not 0 < len(name) <= 200:
+        raise RecurosError("E2-USAGE", f"new data takes a name of 1 to 200 characters, got {body!r:.80}")
 
 
 def check_objective(body: dict[str, Any], data: bytes) -> dict[str, Any]:

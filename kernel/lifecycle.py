@@ -316,10 +316,10 @@ def _fold(s: State, r: Record) -> None:
         kd = {k: v for k, v in a.items() if k != "reason"}
         s.directives.append(["kd", kd])
         steer.operator_set(s, kd)
-    elif r.kind is RecordKind.RESTORE:
-        s.directives.append(["restore", {"snapshot": a["snapshot"]}])
     elif r.actor == "kernel:policy":
         pass  # it follows from the policy's own record
+    elif r.kind is RecordKind.RESTORE:
+        s.directives.append(["restore", {"snapshot": a["snapshot"]}])
     elif r.kind is RecordKind.SWAP and r.actor != "kernel:plan":
         s.directives.append(["swap", {"mode": a["mode"]}])
     elif r.kind is RecordKind.PRUNE:

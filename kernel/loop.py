@@ -464,7 +464,7 @@ class Loop:
     def accept(self) -> None:
         """A connection on the page socket, admitted by the credentials of its process.
 
-        An operator's goes under `operator:PID.`, the beginning of the names of that process's sessions, and may only map.
+        An operator's goes under `operator:PID.`, the beginning of the names of that process's sessions.
         """
         conn, _ = self.listener.accept()
         credentials = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
@@ -506,17 +506,16 @@ class Loop:
             match wire.unpack(data), fds:
                 case [pages.MAP_FOR, int(handle), str(principal)], [] if name[-1] == "." and principal.startswith(name):
                     self.step(PageWanted(principal, fd, handle))
-                case _ if name[-1] == ".":
-                    raise RecurosError(
-                        "E2-WIRE", "an operator maps pages for its own sessions, and does nothing else here"
-                    )
-                case [pages.OFFER, int()], [descriptor]:
-                    size = pages.check_seals(descriptor)
-                    page = self.next_page
-                    self.next_page += 1
-                    self.fds[page] = descriptor
+                case [pages.OFFER_FOR, int(), str(principal)], [descriptor] if name[-1] == "." and principal.startswith(
+                    name
+                ):
+                    self._offered(principal, fd, descriptor)
                     keep.append(descriptor)
-                    self.step(PageOffered(name, fd, page, size))
+                case _ if name[-1] == ".":
+                    raise RecurosError("E2-WIRE", "an operator maps and offers pages for its own sessions only")
+                case [pages.OFFER, int()], [descriptor]:
+                    self._offered(name, fd, descriptor)
+                    keep.append(descriptor)
                 case [pages.OFFER_END, 0], [descriptor]:
                     if (made := direct.maker(descriptor)) != _peer_pid(conn):
                         raise RecurosError("E5-DENIED", f"pid {made} made this end, not {name}")
@@ -536,6 +535,14 @@ class Loop:
             for descriptor in fds:
                 if descriptor not in keep:
                     os.close(descriptor)
+
+    def _offered(self, principal: str, fd: int, descriptor: int) -> None:
+        """Keep a page that was offered under a number, and say so; E2-WIRE, before anything is kept, for what is none."""
+        size = pages.check_seals(descriptor)
+        page = self.next_page
+        self.next_page += 1
+        self.fds[page] = descriptor
+        self.step(PageOffered(principal, fd, page, size))
 
     def page_answer(self, effect: PageAnswer) -> None:
         """Answer an offer or a wish."""

@@ -1,4 +1,4 @@
-"""What a policy may set, and what it asks for once: pruning, a role swap, the end of a phase.
+"""What a policy may set, and what it asks for once: pruning, a role swap, a return to an earlier state, the end of a phase.
 
 Responsible for: the typed bounds of a policy's settings, and the directives that a window gets because a policy applies from it.
 Refuses: keys it does not know, values outside their bounds (E2-LIMIT naming key, value and bound).
@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final
 
 from kernel.state import Cursor, State
+from kfs.ids import is_object_id
 from syscalls import limits
 from syscalls.errors import RecurosError
 
@@ -19,10 +20,14 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(limits.TERMS, (0.0, limits.TERM_WEIGHT_MAX)),
     "prune": (0.0, limits.PRUNE_MAX),
     "stop": (0, 1),
+    "hold": (0, 1),
+    "cadence": (1, limits.CADENCE_MAX),
     "weights": (0, 1),
     "order": (0, 1),
 }
-OTHERS: Final = ("swap", "evidence", "refused")
+OTHERS: Final = ("swap", "restore", "evidence", "refused")
+ONCE: Final = ("swap", "prune", "restore")
+"""What is done at the window that the policy applies from, and not again."""
 REFUSED_CHARS_MAX: Final = 1_000
 
 
@@ -33,6 +38,8 @@ def check_policy(settings: dict[str, Any]) -> None:
             raise RecurosError("E2-LIMIT", "policy evidence must be a map of figures")
         if key == "swap" and value not in limits.SWAP_MODES:
             raise RecurosError("E2-LIMIT", f"policy swap = {value!r:.40} is none of {', '.join(limits.SWAP_MODES)}")
+        if key == "restore" and not is_object_id(value):
+            raise RecurosError("E2-LIMIT", f"policy restore = {value!r:.40} is no root id of a snapshot")
         if key == "refused" and not (isinstance(value, str) and len(value) <= REFUSED_CHARS_MAX):
             raise RecurosError("E2-LIMIT", f"policy refused must be a text of at most {REFUSED_CHARS_MAX} characters")
         if key in OTHERS:
@@ -40,7 +47,8 @@ def check_policy(settings: dict[str, Any]) -> None:
         if key not in BOUNDS:
             raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r:.40}", hint=f"it can set: {', '.join(BOUNDS)}")
         low, high = BOUNDS[key]
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+        whole = key != "cadence" or value == value // 1
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not whole or not low <= value <= high:
             raise RecurosError(
                 "E2-LIMIT", f"policy {key} = {value!r:.40} is outside [{low:g}, {high:g}]", hint="the policy is refused"
             )
@@ -54,9 +62,19 @@ def directives_at(s: State, window: int, train: str) -> list[list[Any]]:
     settings = s.policies.get(window, {})
     if train != "student":
         return []
+    back = [["restore", {"snapshot": settings["restore"]}]] if settings.get("restore") else []
     swap = [["swap", {"mode": settings["swap"]}]] if settings.get("swap") else []
     target = settings.get("prune") or 0.0
-    return [*swap, *([["prune", {"method": "magnitude", "target": target}]] if target > 0 else [])]
+    return [*back, *swap, *([["prune", {"method": "magnitude", "target": target}]] if target > 0 else [])]
+
+
+def drop_once(s: State, window: int) -> dict[str, Any]:
+    """Take back what the policy of exactly this window asks for once, since the learner refused it; what it was."""
+    settings = s.policies.get(window, {})
+    dropped = {key: settings[key] for key in ONCE if settings.get(key)}
+    if dropped:
+        s.policies[window] = {key: value for key, value in settings.items() if key not in ONCE}
+    return dropped
 
 
 def end_phase(s: State, after: Cursor) -> bool:

@@ -96,6 +96,7 @@ BUILTINS: dict[str, Builtin] = {
         Builtin("sparsity", _GRAD, "share of each parameter's weights that are zero", dict(_EVERY)),
         Builtin("pruned", ("on_prune",), "share of weights that a pruning took away, and any left that are not zero", dict(_EACH)),
         Builtin("fisher", _SNAPSHOT, "diagonal of the Fisher information, from per-sample gradients", {**_EACH, **_WINDOWS}),
+        Builtin("ewc", _SNAPSHOT, "how far the student moved in its generation, weighted by Fisher information", {**_EACH, **_WINDOWS}),
         Builtin("jacobian", _SNAPSHOT, "norm of both models' Jacobians, and how far apart they are", {**_EACH, **_WINDOWS}),
         Builtin("attn-kl", _SNAPSHOT, "KL of the teacher's attention from the student's", {**_EACH, **_WINDOWS}),
     )

@@ -121,6 +121,7 @@ class Dispatcher:
         self._events = {kind: Site(self, kind) for kind in _EVENTS}
         # The cadences in use, so that a step without a due program costs one modulo per cadence.
         self._cadences: tuple[tuple[int, tuple[Attached, ...]], ...] = ()
+        self._stretch = 1
 
     # Sites
 
@@ -218,6 +219,12 @@ class Dispatcher:
             raise RecurosError("E4-NOENT", f"no probe {probe_id} is attached", hint="recuros probe list")
         self._remove(attached)
         self._detached[probe_id] = attached
+
+    def stretch(self, factor: int) -> None:
+        """Have every program with a cadence in steps fire `factor` times as seldom, from the next step on; 1: as it was attached."""
+        if factor != self._stretch:
+            self._stretch = max(1, factor)
+            self._group_by_cadence()
 
     def step(self, step: int) -> None:
         """Begin a micro-step: decides which programs are due and frees the maps of what was detached before it."""
@@ -384,7 +391,7 @@ class Dispatcher:
         for site in found:
             site.programs = (*site.programs, attached)
         attached.sites = [site.full for site in found]
-        attached.due = self._started and self._step % attached.every == 0
+        attached.due = self._started and self._step % self._period(attached) == 0
 
     def _remove(self, attached: Attached) -> None:
         attached.due = False
@@ -397,8 +404,14 @@ class Dispatcher:
         groups: dict[int, list[Attached]] = {}
         for attached in self._attached.values():
             if not attached.evicted:
-                groups.setdefault(attached.every, []).append(attached)
+                groups.setdefault(self._period(attached), []).append(attached)
+        for period, group in groups.items():
+            for attached in group:
+                attached.due = self._started and self._step % period == 0
         self._cadences = tuple((every, tuple(group)) for every, group in groups.items())
+
+    def _period(self, attached: Attached) -> int:
+        return attached.every if attached.hook.kind in _RARE else attached.every * self._stretch
 
     def _select(self, where: Hook) -> list[Site]:
         if where.kind in _EVENTS:

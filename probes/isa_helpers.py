@@ -163,8 +163,8 @@ HELPERS: Final[tuple[Helper, ...]] = (
         (),
         ("on_snapshot",),
         Tier.ASYNC,
-        "norm of the input-output Jacobian of both models by 4 random projections, the same on both sides",
-        100_000_000,
+        "norm of the input-output Jacobian of both models by 32 random projections, the same on both sides",
+        30_000_000,
         0,
         results=("student", "teacher", "drift", "directions", "samples"),
     ),
@@ -178,6 +178,17 @@ HELPERS: Final[tuple[Helper, ...]] = (
         10_000_000,
         0,
         results=("kl", "last", "layers", "by_head", "samples"),
+    ),
+    Helper(
+        25,
+        "ewc",
+        (),
+        ("on_snapshot",),
+        Tier.ASYNC,
+        "how far the student has moved from the generation's first look, weighted by its Fisher information there",
+        30_000_000,
+        0,
+        results=("penalty", "moved", "trace", "samples", "parameters"),
     ),
 )
 HELPER_BY_NR: Final[dict[int, Helper]] = {h.nr: h for h in HELPERS}

@@ -378,6 +378,7 @@ def _check_models(path: Path, manifest: Manifest) -> None:
     for role, spec in (("teacher", manifest.model.teacher), ("student", manifest.model.student)):
         if not isinstance(spec, PatchSpec | MlpSpec | AppSpec) and spec.path is not None:
             _check_model_dir(path, role, Path(spec.path), weights=spec.kind == "hf")
+    _check_loads(path, manifest)
     kinds = {manifest.model.teacher.kind, manifest.model.student.kind}
     if kinds & BUILT_IN and len(kinds) > 1:
         raise _refuse(
@@ -387,6 +388,16 @@ def _check_models(path: Path, manifest: Manifest) -> None:
             "take both from Hugging Face (hf, hf-config), or both of one built-in kind (patch or mlp)",
             "E2-MODEL",
         )
+
+
+def _check_loads(path: Path, manifest: Manifest) -> None:
+    """8 and 4 bits are for teachers that stay as they are."""
+    for role, spec in (("student", manifest.model.student), ("teacher", manifest.model.teacher)):
+        load = getattr(spec, "load", "float32")
+        trained = [phase.name for phase in manifest.phase if phase.train == role]
+        if load != "float32" and (role == "student" or trained):
+            what = f"phase {trained[0]!r} trains it" if trained else "the student is trained"
+            raise _refuse(path, f"model.{role}.load", f"{load!r}: {what}", 'load = "float32"', "E2-MODEL")
 
 
 def _check_model_dir(path: Path, role: str, directory: Path, *, weights: bool) -> None:

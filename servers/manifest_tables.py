@@ -148,6 +148,8 @@ class HfSpec(Table):
     """Absent: what the directory was saved as."""
     attention: Literal["eager", "sdpa"] | None = None
     """`eager` (also when absent) gives probes the attention probabilities that were used; `sdpa` is faster on long sequences."""
+    load: Literal["float32", "int8", "nf4"] = "float32"
+    """`int8`, `nf4`: in 8 or 4 bits (bitsandbytes), frozen, read from the directory at each start. For a teacher that no phase trains."""
 
 
 class HfConfigSpec(Table):

@@ -297,7 +297,8 @@ SYSCALLS: Final[tuple[Row, ...]] = (
     Row(62, "interrupt", (_a("kind", "str", "pause | resume | stop"), _a("reason", "str", "", "")), _SEQ,
         "Interrupt the learner; pause and stop go straight to the kernel.", R.INTERRUPT),
     Row(75, "rl_interrupt", (_a("kind", "str", "data | constraint | objective"), _a("body", "map", "what is asked for, by its kind", {}),
-                             _a("data", "bytes", "new samples: the file", b""), _a("timeout_ms", "int", "without a verdict by then it is rejected", 10_000)),
+                             _a("data", "bytes", "new samples: the file", b""), _a("timeout_ms", "int", "without a verdict by then it is rejected", 10_000),
+                             _a("page", "page", "new samples that fit no frame, as the array `data` of a page; 0: none", 0)),
         (_a("accepted", "bool"), _a("reason", "str"), *_SEQ),
         "Ask for new data, a constraint or another objective; the Observer's policy decides, and the verdict is recorded.", R.INTERRUPT),
     # --- storage -------------------------------------------------------------------------------------------------------

@@ -60,13 +60,26 @@ class Client(Stubs):
 
     def map(self, handle: int) -> ReadPage:
         """Map a page that the kernel gave this session a handle for, read-only; its writer may go on writing."""
-        from syscalls.pages import PageSocket  # most sessions map nothing
+        return self._page_socket().map(handle)
+
+    def offer(self, data: bytes) -> int:
+        """Offer bytes as the array `data` of a page; the handle is to be given to a syscall, which takes the page over."""
+        from syscalls.pages import pack_arrays
+
+        page = pack_arrays([("data", "U8", (len(data),), data)])
+        try:
+            return self._page_socket().offer(page)
+        finally:
+            page.close()
+
+    def _page_socket(self) -> PageSocket:
+        from syscalls.pages import PageSocket  # most sessions have nothing to do with pages
 
         if self.remote:
             raise RecurosError("E1-NO", "pages stay on the machine of the runtime", hint="run the command there")
         if self._pages is None:
             self._pages = PageSocket(socket_dir(self.run) / "pages.sock", self.principal)
-        return self._pages.map(handle)
+        return self._pages
 
     def close(self) -> None:
         """Close the session; pages already mapped stay mapped."""

@@ -87,8 +87,14 @@ TERMS: Final = (
 """Terms with a weight of their own, which a manifest, an operator or a policy gives; all but the task are off until then."""
 PRUNE_MAX: Final = 0.95
 """Largest share of weights that a policy may prune; an operator may go further."""
+CADENCE_MAX: Final = 64
+"""How many times as seldom a policy may have probes fire."""
 INTERRUPT_BYTES_MAX: Final = 900 << 10
-"""New data of one interrupt; it travels in a frame."""
+"""New data of one interrupt that travels in a frame; more goes through a page."""
+INTERRUPT_PAGE_BYTES_MAX: Final = 256 << 20
+"""New data of one interrupt in a page, and any other page of an operator."""
+OPERATOR_PAGES_MAX: Final = 2
+"""Pages that one operator's session may have offered at a time."""
 INTERRUPT_TIMEOUT_MS_MAX: Final = 600_000
 CONSTRAINT_CLASSES_MAX: Final = 4_096
 """Classes in one list of a constraint, and its implications."""

@@ -42,6 +42,8 @@ MAP: Final = 2
 MAP_FOR: Final = 3
 """An operator's MAP: the page socket knows its process, and this names which of the process's sessions holds the handle."""
 
+OFFER_FOR: Final = 5
+"""An operator's OFFER, of a page for the named session of its process."""
 OFFER_END: Final = 4
 """One end of a pair of connected sockets, for a direct channel; mapped by its handle, as pages are."""
 
@@ -114,7 +116,7 @@ def check_seals(fd: int) -> int:
 class PageSocket:
     """A peer's end of the side socket: offer a page and get a handle, map a handle and get a descriptor.
 
-    A server is known by its process. An operator names its `principal`, and may map only.
+    A server is known by its process. An operator names its `principal`.
     """
 
     def __init__(self, path: Path, principal: str = "") -> None:
@@ -131,7 +133,8 @@ class PageSocket:
 
     def offer(self, page: WritePage) -> int:
         """Register the page with the kernel; the handle is the caller's own."""
-        socket.send_fds(self._sock, [msgpack.packb([OFFER, page.size])], [page.fd])
+        offer = [OFFER_FOR, page.size, self._principal] if self._principal else [OFFER, page.size]
+        socket.send_fds(self._sock, [msgpack.packb(offer)], [page.fd])
         handle, _ = self._answer(want_fd=False)
         return handle
 

@@ -177,10 +177,10 @@ class Stubs(Peer):
         return self.syscall("interrupt", kind=kind, reason=reason)
 
     def rl_interrupt(
-        self, *, kind: str, body: dict[str, Any] = {}, data: bytes = b"", timeout_ms: int = 10000
+        self, *, kind: str, body: dict[str, Any] = {}, data: bytes = b"", timeout_ms: int = 10000, page: int = 0
     ) -> dict[str, Any]:
         """Ask for new data, a constraint or another objective; the Observer's policy decides, and the verdict is recorded."""
-        return self.syscall("rl_interrupt", kind=kind, body=body, data=data, timeout_ms=timeout_ms)
+        return self.syscall("rl_interrupt", kind=kind, body=body, data=data, timeout_ms=timeout_ms, page=page)
 
     def kfs_gc(self, *, ids: list[Any], scores: list[Any], reason: str = "", dry_run: bool = False) -> dict[str, Any]:
         """Give snapshots and artifacts up; the archivist collects them in the background."""

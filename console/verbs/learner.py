@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -11,6 +11,9 @@ from console.context import Context, no_such
 from console.verb import changes, noun, verb
 from syscalls import limits, masks
 from syscalls.errors import RecurosError
+
+if TYPE_CHECKING:
+    from syscalls.client import Client
 
 LEARNER: Final = "learner"
 CALIBRATE_TIMEOUT_S: Final = 120.0
@@ -106,6 +109,9 @@ def _considered(
     body, data = interrupts.body_of(kind, file, words)
     timeout_s = verdict_ms / 1e3 + CALIBRATE_TIMEOUT_S
     with ctx.client() as client:
+        page = 0
+        if len(data) > limits.INTERRUPT_BYTES_MAX:
+            page, data = _offered(client, body["name"], data), b""
         answer = client.change(
             "rl_interrupt",
             reason=reason,
@@ -115,6 +121,7 @@ def _considered(
             body=body,
             data=data,
             timeout_ms=verdict_ms,
+            page=page,
         )
     if dry_run:
         ctx.changed("recuros.learner.interrupt/v1", {"kind": kind, **answer}, f"{kind}, put to the Observer's policy")
@@ -126,6 +133,17 @@ def _considered(
         f"{kind} {'taken' if taken else 'rejected'}: {answer['reason']}",
     )
     return 0 if taken else 1
+
+
+def _offered(client: Client, name: str, data: bytes) -> int:
+    """More than a message takes goes through a page; over the network there are none."""
+    if client.remote:
+        raise RecurosError(
+            "E2-LIMIT",
+            f"{name} has {len(data)} bytes; over the network 1 to {limits.INTERRUPT_BYTES_MAX} are taken at a time",
+            hint="run the command on the machine of the runtime, or split the file: each interrupt adds to the ones before",
+        )
+    return client.offer(data)
 
 
 @verb(

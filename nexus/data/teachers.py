@@ -27,6 +27,7 @@ from nexus.data.samples import Progress, Samples, item_scores, silent
 from nexus.data.sets import LETTERS
 from nexus.model.tokenizer import EOS, PAD, VOCABULARY
 from nexus.quiet import quiet
+from servers.models import quantized
 from servers.models.directory import check_weights, read_config
 from syscalls.errors import RecurosError
 
@@ -255,14 +256,8 @@ def _module(path: Path, kind: str, table: TeacherTable) -> Any:
     import transformers
     from safetensors import SafetensorError
 
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if table.precision != "float32":
-        config: Any = transformers.BitsAndBytesConfig
-        eight = table.precision == "int8"
-        options["quantization_config"] = (
-            config(load_in_8bit=True) if eight else config(load_in_4bit=True, bnb_4bit_quant_type="nf4")
-        )
     try:
+        options = quantized.options(table.precision)
         with quiet():
             module, report = getattr(transformers, kind).from_pretrained(
                 str(path),
@@ -271,6 +266,7 @@ def _module(path: Path, kind: str, table: TeacherTable) -> Any:
                 use_safetensors=True,
                 attn_implementation="eager",
                 output_loading_info=True,
+                dtype=torch.float32,
                 **options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
@@ -284,20 +280,9 @@ def _module(path: Path, kind: str, table: TeacherTable) -> Any:
             path, f"lacks {len(missing)} tensors, the first is {missing[0]}", "save the teacher with its head"
         )
     module = module.eval().requires_grad_(False)
-    if table.precision != "float32":
-        _check_runs(path, module, table.precision)
+    if table.precision != "float32" and (reason := quantized.why_not(module)):
+        raise _refuse(path, f"does not run in {table.precision} here: {reason}", 'precision = "float32", or "int8"')
     return module
-
-
-def _check_runs(path: Path, module: Any, precision: str) -> None:
-    """bitsandbytes' kernels do not take every size; better to know it now than in the middle of a stage."""
-    try:
-        with torch.no_grad():
-            module(input_ids=torch.zeros(1, 4, dtype=torch.int64))
-    except (AssertionError, RuntimeError, ValueError, NotImplementedError) as error:
-        raise _refuse(
-            path, f"does not run in {precision} here: {error}"[:300], 'precision = "float32", or "int8"'
-        ) from error
 
 
 def _tokenizer(path: Path) -> Any:

@@ -1,22 +1,28 @@
-"""Figures that need passes of their own: per-sample gradients, Jacobians, the attention of both models on one batch.
+"""Figures that need passes of their own: per-sample gradients, Jacobians, the attention of both models.
 
-Responsible for: the helpers of `on_snapshot`, which run once at the end of a window on its last batch, with the model that the window
-made, under `subject.examining`. Figures are of that one look; nothing is carried over.
+Responsible for: the helpers of `on_snapshot`, which run once at the end of a window with the model that the window made, under
+`subject.examining`.
 
     fisher_samples   F_i = mean over samples of (d log p(y | x) / d theta_i)^2            Kirkpatrick et al. 2017, equation 3
+    ewc              1/2 sum_i F_i (theta_i - theta*_i)^2, theta* and F at the generation's first look     the same, equation 3
     jacobian         |J|_F^2 = E |v'J|^2, v ~ N(0, I) over the logits, J = d logits / d input     Hoffman, Roberts and Yaida 2019, section 2
                      drift^2 = E |v'J_S - v'J_T|^2 / E |v'J_T|^2, the same v on both sides         Czarnecki et al. 2017, equation 5
     attention_kl     mean over layers, heads and queries of KL(a_T || a_S)                   Wang et al. 2020 (MiniLM), equation 5
 
-Refuses: a batch of which no sample has a target (the figures are 0 samples); attention that cannot be read honestly
-(`probes.attention` says why, and the probe is evicted). A drift needs one input space: for token inputs each model has its own
-embedding, and none is given.
+`fisher_samples` looks at the last batch that was trained on, and carries nothing over. `jacobian` and `attention_kl` look at the same
+samples, along the same directions, as long as a generation lasts (`ProbeSet`: the batch of its first look), so that a change of a figure is
+the model's; what a frozen teacher gives on them is computed once and kept. A state is a value that is replaced and never changed.
+
+Refuses: a batch of which no sample has a target, and a student that nothing trains (the figures are 0 samples); attention that cannot be
+read honestly (`probes.attention` says why, and the probe is evicted). A drift needs one input space: for token inputs each model has its
+own embedding, and none is given.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -26,96 +32,188 @@ from probes import attention
 from probes.helpers.subject import Batch, Subject, examining
 
 FISHER_SAMPLES: Final = 16
-JACOBIAN_SAMPLES: Final = 8
-DIRECTIONS: Final = 4
+JACOBIAN_SAMPLES: Final = 32
+PROJECTIONS: Final = 32
+"""Samples times directions of a Jacobian; small batches get several directions a sample."""
 ATTENTION_SAMPLES: Final = 8
+KEPT_BYTES_MAX: Final = 16 << 20
+"""What is kept of a teacher's answers on a probe set; more is computed at each look."""
 SMALLEST: Final = 1e-12
 """A probability of the student below this counts as this, so that one underflow is not an infinite divergence."""
 
+Values = tuple[float, ...]
+Found = tuple[Any, Values]
+"""The state to go on from, and the figures in the order of the helper's results."""
 
-def fisher_samples(subject: Subject) -> tuple[float, ...]:
+
+@dataclass(frozen=True, slots=True)
+class ProbeSet:
+    """The samples that a generation is looked at with, and what the teacher of `version` gave on them; None: not kept."""
+
+    generation: int
+    batch: Batch
+    version: int = -1
+    kept: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Anchor:
+    """The student at a generation's first look, and the diagonal of its Fisher information there, parameter after parameter."""
+
+    generation: int
+    theta: Tensor
+    fisher: Tensor
+    samples: int
+
+
+def _probe_set(state: ProbeSet | None, subject: Subject, most: int) -> ProbeSet:
+    """The set of this generation; what was kept of a teacher that is another one now is dropped."""
+    if state is None or state.generation != subject.generation:
+        return ProbeSet(subject.generation, subject.some(most), subject.teacher_version)
+    if state.version != subject.teacher_version:
+        return replace(state, version=subject.teacher_version, kept=None)
+    return state
+
+
+def fisher_samples(state: Any, subject: Subject) -> Found:
     """(trace, max, mean, samples, parameters) of the diagonal over the student's trainable parameters; labels are the data's."""
-    student = subject.modules["student"]
-    parameters = [p for p in student.parameters() if p.requires_grad]
+    parameters = subject.trained
     count = sum(p.numel() for p in parameters)
     squares = [torch.zeros_like(p, dtype=torch.float64) for p in parameters]
     samples = 0
-    for sample in (
-        subject.samples(FISHER_SAMPLES) if parameters else ()
-    ):  # while the teacher trains, the student is frozen
-        logits, targets = subject.forward("student", sample)
-        if not len(targets):
-            continue
-        loss = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+    for gradients in _per_sample(subject, parameters, None):
         for square, gradient in zip(squares, gradients, strict=True):
             if gradient is not None:
                 square.add_(gradient.double().square())
         samples += 1
     if not samples:
-        return 0.0, 0.0, 0.0, 0.0, float(count)
+        return state, (0.0, 0.0, 0.0, 0.0, float(count))
     trace = float(torch.stack([square.sum() for square in squares]).sum()) / samples
     largest = max(float(square.max()) for square in squares) / samples
-    return trace, largest, trace / count, float(samples), float(count)
+    return state, (trace, largest, trace / count, float(samples), float(count))
 
 
-def jacobian(subject: Subject) -> tuple[float, ...]:
-    """(student's norm, teacher's norm, drift, directions, samples); the drift is 0 where there is none."""
-    squares = {"student": 0.0, "teacher": 0.0, "drift": 0.0}
-    seen = 0
-    generator = torch.Generator().manual_seed(0)
-    for batch, count in _looks(subject):
-        products = {role: _products(subject, role, batch, generator.get_state()) for role in subject.modules}
-        if products["student"] is None:
+def _per_sample(
+    subject: Subject, parameters: list[Tensor], draws: torch.Generator | None
+) -> Iterator[tuple[Tensor | None, ...]]:
+    """Gradients of -log p(y | x) of at most FISHER_SAMPLES samples; y is the data's, or drawn from the model itself."""
+    for sample in subject.samples(FISHER_SAMPLES) if parameters else ():
+        logits, targets = subject.forward("student", sample)
+        if not len(targets):
             continue
-        seen += count
-        for role, held in products.items():
-            if held is not None:
-                squares[role] += float(held.square().sum())
-        student, teacher = products["student"], products.get("teacher")
-        if teacher is not None and _shared(batch) and teacher.shape == student.shape:
-            squares["drift"] += float((student - teacher).square().sum())
-        torch.randn(1, generator=generator)  # other directions for the next look
-    if not seen:
-        return 0.0, 0.0, 0.0, float(DIRECTIONS), 0.0
-    norms = [math.sqrt(squares[role] / (seen * DIRECTIONS)) for role in ("student", "teacher")]
-    drift = math.sqrt(squares["drift"] / squares["teacher"]) if squares["teacher"] > 0 else 0.0
-    return norms[0], norms[1], drift, float(DIRECTIONS), float(seen)
+        if draws is not None:
+            p = logits.detach().double().softmax(-1).cpu()
+            targets = torch.multinomial(p, 1, generator=draws)[:, 0].to(logits.device)
+        loss = nn.functional.cross_entropy(logits.double(), targets, reduction="sum")
+        yield torch.autograd.grad(loss, parameters, allow_unused=True)
 
 
-def _looks(subject: Subject) -> list[tuple[Batch, int]]:
-    """What to differentiate, and how many samples each is.
+def ewc(state: Anchor | None, subject: Subject) -> Found:
+    """(penalty, moved: |theta - theta*| / |theta*|, trace of F, samples, parameters); a student of another size is anchored anew.
 
-    In evaluation mode the samples of a batch do not see each other, so the gradient of a sum over them holds each one's own: real-valued
-    inputs with one row of logits each go together. Token inputs go one by one: which of them have targets is not seen in their rows.
+    The labels of F are drawn from the model (Kunstner et al. 2019 tell why not the data's), as in the loss term of this name.
     """
-    samples = subject.samples(JACOBIAN_SAMPLES)
-    if not samples or not _shared(samples[0]):
-        return [(sample, 1) for sample in samples]
-    batch = {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
-    with torch.no_grad():
-        rows = len(subject.forward("student", batch)[0])
-    return [(batch, rows)] if rows == len(samples) else [(sample, 1) for sample in samples]
+    parameters = subject.trained
+    if not parameters:
+        return state, (0.0,) * 5
+    theta = torch.cat([p.detach().reshape(-1) for p in parameters])
+    count = float(len(theta))
+    if state is None or state.generation != subject.generation or state.theta.shape != theta.shape:
+        state = _anchored(subject, parameters, theta)
+        return (state if state.samples else None), (0.0, 0.0, float(state.fisher.sum()), float(state.samples), count)
+    away = theta - state.theta
+    norm = float(torch.linalg.vector_norm(state.theta))
+    moved = float(torch.linalg.vector_norm(away)) / norm if norm > 0 else 0.0
+    penalty = 0.5 * float((state.fisher * away.square()).sum())
+    return state, (penalty, moved, float(state.fisher.sum()), float(state.samples), count)
 
 
-def attention_kl(subject: Subject) -> tuple[float, ...]:
+def _anchored(subject: Subject, parameters: list[Tensor], theta: Tensor) -> Anchor:
+    total, samples = torch.zeros_like(theta), 0
+    for gradients in _per_sample(subject, parameters, torch.Generator().manual_seed(0)):
+        parts = [
+            (torch.zeros_like(p) if g is None else g).reshape(-1) for p, g in zip(parameters, gradients, strict=True)
+        ]
+        total += torch.cat(parts).square()
+        samples += 1
+    return Anchor(subject.generation, theta, total / max(1, samples), samples)
+
+
+def jacobian(state: ProbeSet | None, subject: Subject) -> Found:
+    """(student's norm, teacher's norm, drift, directions, samples); the drift is 0 where there is none."""
+    if not subject.trained:
+        return state, (0.0,) * 5
+    state = _probe_set(state, subject, JACOBIAN_SAMPLES)
+    samples = _size(state.batch)
+    directions = max(1, PROJECTIONS // max(1, samples))
+    student = _products(subject, "student", state.batch, directions) if samples else None
+    if student is None:
+        return state, (0.0, 0.0, 0.0, float(directions), 0.0)
+    sides = [_square(student), 0.0]
+    apart = 0.0
+    if "teacher" in subject.modules:
+        if state.kept is None:
+            theirs = _products(subject, "teacher", state.batch, directions)
+            shared = theirs is not None and _input(state.batch) is not None and theirs.shape == student.shape
+            kept = (_square(theirs) if theirs is not None else 0.0, theirs if shared else None)
+            state = _keep(state, kept, kept[1])
+            teacher = kept
+        else:
+            teacher = state.kept
+        sides[1] = teacher[0]
+        apart = _square(student - teacher[1]) if teacher[1] is not None else 0.0
+    norms = [math.sqrt(side / (samples * directions)) for side in sides]
+    drift = math.sqrt(apart / sides[1]) if sides[1] > 0 else 0.0
+    return state, (norms[0], norms[1], drift, float(directions), float(samples))
+
+
+def attention_kl(state: ProbeSet | None, subject: Subject) -> Found:
     """(mean KL in nats, last layer's, layers compared, 1 where heads were compared one by one and 0 where their mean was, samples)."""
-    samples = subject.samples(ATTENTION_SAMPLES)
-    if not samples or "teacher" not in subject.modules:
-        return (0.0,) * 5
-    batch = {name: torch.cat([sample[name] for sample in samples]) for name in samples[0]}
-    student, teacher = (_attention(subject, role, batch) for role in ("student", "teacher"))
+    if not subject.trained or "teacher" not in subject.modules:
+        return state, (0.0,) * 5
+    state = _probe_set(state, subject, ATTENTION_SAMPLES)
+    samples = _size(state.batch)
+    if not samples:
+        return state, (0.0,) * 5
+    teacher = state.kept
+    if teacher is None:
+        teacher = _attention(subject, "teacher", state.batch)
+        state = _keep(state, teacher, *teacher)
+    student = _attention(subject, "student", state.batch)
     values, by_head = [], True
-    for number, s in enumerate(student):
-        t = teacher[-(-(number + 1) * len(teacher) // len(student)) - 1]
+    for s, t in _mapped(subject, student, teacher):
         if s.shape[0] != t.shape[0] or s.shape[2:] != t.shape[2:]:
             continue
         alike = s.shape[1] == t.shape[1]
         by_head = by_head and alike
         values.append(_divergence(s, t) if alike else _divergence(s.mean(1), t.mean(1)))
     if not values:
-        return (0.0,) * 5
-    return sum(values) / len(values), values[-1], float(len(values)), float(by_head), float(len(samples))
+        return state, (0.0,) * 5
+    return state, (sum(values) / len(values), values[-1], float(len(values)), float(by_head), float(samples))
+
+
+def _mapped(subject: Subject, student: list[Tensor], teacher: list[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Attention of the pairs of layers that the run maps; where it says none, of layers at the same share of the depth."""
+    if subject.pairs:
+        inside = [(s, t) for s, t in subject.pairs if s <= len(student) and t <= len(teacher)]
+        yield from ((student[s - 1], teacher[t - 1]) for s, t in inside)
+        return
+    for number, s in enumerate(student):
+        yield s, teacher[-(-(number + 1) * len(teacher) // len(student)) - 1]
+
+
+def _keep(state: ProbeSet, kept: Any, *tensors: Tensor | None) -> ProbeSet:
+    """The state with what the teacher gave, where that is small."""
+    size = sum(t.numel() * t.element_size() for t in tensors if t is not None)
+    return replace(state, kept=kept) if size <= KEPT_BYTES_MAX else state
+
+
+def _size(batch: Batch) -> int:
+    return min((len(column) for column in batch.values()), default=0)
+
+
+def _square(x: Tensor) -> float:
+    return float(x.double().square().sum())
 
 
 def _divergence(s: Tensor, t: Tensor) -> float:
@@ -124,29 +222,25 @@ def _divergence(s: Tensor, t: Tensor) -> float:
     return float(terms.sum(-1).mean())
 
 
-def _shared(sample: Batch) -> bool:
-    return _input(sample) is not None
-
-
 def _input(sample: Batch) -> str | None:
     """The column of a batch that holds real-valued inputs; None for tokens."""
     return next((name for name, x in sample.items() if x.is_floating_point() and x.dim() > 1), None)
 
 
-def _products(subject: Subject, role: str, sample: Batch, state: Tensor) -> Tensor | None:
-    """v'J of each direction [DIRECTIONS, elements of the input], directions drawn from `state`."""
-    logits, inputs = _with_inputs(subject, role, sample)
+def _products(subject: Subject, role: str, batch: Batch, directions: int) -> Tensor | None:
+    """v'J of each direction and sample [directions, elements of the input]; None where no row has a target.
+
+    Samples of a batch do not see each other in evaluation mode, so one pass gives the products of all of them.
+    """
+    logits, inputs = _with_inputs(subject, role, batch)
     if not logits.shape[0]:
         return None
-    generator = torch.Generator()
-    generator.set_state(state)
-    drawn = torch.randn(DIRECTIONS, *logits.shape, generator=generator, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
     rows = []
-    for number in range(DIRECTIONS):
-        (gradient,) = torch.autograd.grad(
-            (logits.double() * drawn[number]).sum(), [inputs], retain_graph=number < DIRECTIONS - 1
-        )
-        rows.append(gradient.double().flatten())
+    for number in range(directions):
+        drawn = torch.randn(logits.shape, generator=generator).to(logits)
+        (gradient,) = torch.autograd.grad(logits, [inputs], drawn, retain_graph=number < directions - 1)
+        rows.append(gradient.flatten())
     return torch.stack(rows)
 
 
@@ -205,12 +299,12 @@ def _reader(found: list[Tensor]) -> Callable[..., None]:
     return read
 
 
-EXAMINATIONS: Final[dict[str, Callable[[Subject], tuple[float, ...]]]] = {
-    f.__name__: f for f in (fisher_samples, jacobian, attention_kl)
+EXAMINATIONS: Final[dict[str, Callable[[Any, Subject], Found]]] = {
+    f.__name__: f for f in (fisher_samples, jacobian, attention_kl, ewc)
 }
 
 
-def examine(name: str, subject: Subject) -> tuple[float, ...]:
-    """One look, by the helper's name."""
+def examine(name: str, subject: Subject, state: Any = None) -> Found:
+    """One look, by the helper's name: the state to go on from, and the figures."""
     with examining(subject.modules.values(), subject.quiet):
-        return EXAMINATIONS[name](subject)
+        return EXAMINATIONS[name](state, subject)

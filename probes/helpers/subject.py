@@ -24,13 +24,29 @@ Rows = tuple[Tensor, Tensor]
 class Subject:
     """`modules`: by role ("student", "teacher"); `forward(role, batch)`: its rows; `batch`: the last one that was trained on.
 
-    `quiet()`: a context in which no probe fires.
+    `quiet()`: a context in which no probe fires. `pairs`: mapped layers (student's, teacher's) counted from 1; `generation`: of roles;
+    `teacher_version`: another one whenever the teacher's weights may be others.
     """
 
     modules: Mapping[str, nn.Module]
     forward: Callable[[str, Batch], Rows]
     batch: Batch
     quiet: Callable[[], AbstractContextManager[None]]
+    pairs: tuple[tuple[int, int], ...] = ()
+    generation: int = 0
+    teacher_version: int = 0
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """The student's parameters that learn; none while another role does."""
+        return [p for p in self.modules["student"].parameters() if p.requires_grad]
+
+    def some(self, most: int) -> dict[str, Tensor]:
+        """At most `most` samples of the batch at even distances, copied, as one batch."""
+        size = min((len(column) for column in self.batch.values()), default=0)
+        taken = min(size, most)
+        at = torch.tensor([n * size // taken for n in range(taken)], dtype=torch.int64)
+        return {name: column.index_select(0, at.to(column.device)) for name, column in self.batch.items()}
 
     def samples(self, most: int) -> list[dict[str, Tensor]]:
         """At most `most` samples of the batch at even distances, each a batch of one."""

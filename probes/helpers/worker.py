@@ -77,13 +77,14 @@ class Worker:
         return done
 
     def _figures(self, job: Job) -> tuple[float, ...]:
+        states, key = self._states.setdefault(job.owner, {}), (job.map, job.site)
         fold = FOLDS.get(job.helper)
         if fold is None:
             subject = self._subject()
             if subject is None:
                 raise LookupError("there is no model to look at")
-            return examine.examine(HELPER_BY_NR[job.helper].name, subject)
-        states, key = self._states.setdefault(job.owner, {}), (job.map, job.site)
+            states[key], looked = examine.examine(HELPER_BY_NR[job.helper].name, subject, states.get(key))
+            return looked
         with torch.no_grad():
             states[key], figures = fold(states.get(key), *job.views)
         return figures

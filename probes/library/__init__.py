@@ -47,6 +47,7 @@ SOURCES: dict[str, Source] = {
         disagreement.SOURCE,
         ece.SOURCE,
         entropy.SOURCE,
+        examined.EWC,
         examined.FISHER,
         gradnoise.SOURCE,
         gradnorm.SOURCE,

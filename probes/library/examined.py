@@ -1,7 +1,7 @@
-"""Figures of a window's end that need passes of their own: Fisher information, Jacobians, KL of attention.
+"""Figures of a window's end that need passes of their own: Fisher information, EWC, Jacobians, KL of attention.
 
-Sources and formulas: `probes.helpers.examine`, which makes the figures from the last batch and the model that the window made. They are
-of that one look, at every WINDOWS-th window; the learner is not training meanwhile.
+Sources and formulas: `probes.helpers.examine`, which makes the figures with the model that the window made, at every WINDOWS-th window;
+the learner is not training meanwhile.
 """
 
 from __future__ import annotations
@@ -56,6 +56,12 @@ FISHER = _source(
     "fisher_samples",
     "Diagonal of the Fisher information",
     _figures(("trace", "max", "mean"), ("samples", "parameters")),
+)
+EWC = _source(
+    "ewc",
+    "ewc",
+    "Elastic distance from the generation's first look",
+    _figures(("penalty", "moved", "trace"), ("samples", "parameters")),
 )
 JACOBIAN = _source("jacobian", "jacobian", "Norm and drift of the Jacobian", of_jacobian)
 ATTENTION_KL = _source(

@@ -79,6 +79,8 @@ class Engine:
         models = {"teacher": build(dict(spec["teacher"]), self._draw())}
         models["student"] = build(_same_task(spec["student"], models["teacher"]), self._draw())
         check_pair(models["teacher"], models["student"], spec["teacher"], spec["student"])
+        if models["student"].frozen:
+            raise RecurosError("E2-MODEL", "a student in 8 or 4 bits cannot be trained", hint='load = "float32"')
         self._roles = Roles(models, float(spec.get("ema", 0.99)), self.device)
         self._pruning = Pruning()
         self._projectors = Projectors(self.device)
@@ -170,7 +172,14 @@ class Engine:
 
     def begin(self, phase: dict[str, Any], kd: dict[str, Any] | None = None) -> None:
         """Start a phase at its first step with a fresh optimizer; `kd` changes the operator's settings."""
-        self.phase = phase_of(phase)
+        found = phase_of(phase)
+        if self.roles[found.train].model.frozen:
+            raise RecurosError(
+                "E2-MODEL",
+                f"phase {found.name!r} trains the {found.train}, which is loaded in 8 or 4 bits and cannot be trained",
+                hint='load = "float32", or phases with train = "student" only',
+            )
+        self.phase = found
         self.phase_step = 0
         self._objective.memory.forget("cka")
         if kd:
@@ -258,7 +267,7 @@ class Engine:
         self.path.capture(pieces, {name: values.to(self.device) for name, values in batch.items()})
 
     def _pieces(self) -> Pieces | None:
-        if self.phase is None:
+        if self.phase is None or self._roles.teacher.model.frozen:
             return None
         kd = self.kd_now if self.phase.train == "student" else TASK_ONLY
         return Pieces(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from servers.learner.arena import Arena, joined_name
 from servers.learner.state import Leaf, blob_of, value_of
@@ -32,6 +32,11 @@ class Role:
     model: Model
     arena: Arena
     version: int = 0
+
+
+def _arena(model: Model) -> Arena:
+    """A model's parameters; of a frozen one nothing is state, so that it has an empty one."""
+    return Arena(nn.Module() if model.frozen else model.module)
 
 
 class Carry:
@@ -63,8 +68,8 @@ class Roles:
     ) -> None:
         self._device = device
         for model in models.values():
-            model.module.to(device)
-        self.held = {name: Role(model, Arena(model.module)) for name, model in models.items()}
+            model.place(device)
+        self.held = {name: Role(model, _arena(model)) for name, model in models.items()}
         self.momentum = momentum
         self.ema = self.student.arena.flat.clone()
         self._cache: dict[str, tuple[int, dict[str, Leaf]]] = {}
@@ -115,7 +120,7 @@ class Roles:
 
     def _build(self, architecture: dict[str, Any], seed: int) -> Model:
         model = build(architecture, seed)
-        model.module.to(self._device)
+        model.place(self._device)
         return model
 
     def shrink(self, architecture: dict[str, Any], picks: Mapping[str, list[Pick]]) -> Carry:
@@ -136,7 +141,7 @@ class Roles:
         """Give the role this architecture; its weights are whatever the builder made of seed 0 until they are written."""
         if self.held[role].model.architecture != architecture:
             model = self._build(architecture, 0)
-            self.held[role] = Role(model, Arena(model.module), self.held[role].version + 1)
+            self.held[role] = Role(model, _arena(model), self.held[role].version + 1)
             self.held[role].arena.train(False)
 
     # State

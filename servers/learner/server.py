@@ -290,7 +290,8 @@ class LearnerService:
         finally:
             page.close()
         leaves = self._engine.capture()
-        self._dispatcher.fire("on_snapshot")
+        if grant.window % cadence_of(grant.policy) == 0:
+            self._dispatcher.fire("on_snapshot")
         self._programs.between_steps()
         maps = self._maps_report()
         trace, evidence = self._offer_trace(grant.window, done, maps) if self._logs_evidence else (0, {})
@@ -363,6 +364,7 @@ class LearnerService:
             )
 
     def _enter(self, grant: Grant) -> None:
+        self._dispatcher.stretch(cadence_of(grant.policy))
         enter(
             self._engine,
             grant.window,
@@ -537,6 +539,11 @@ class LearnerService:
         """What probes counted in a window that did not happen is taken back; probes attached meanwhile keep theirs."""
         for probe, saved in maps.items():
             self._programs.put_back(probe, saved)
+
+
+def cadence_of(policy: Mapping[str, Any]) -> int:
+    """How many times as seldom probes fire, by the policy in force; those of a window's end, at every so many windows."""
+    return int(policy.get("cadence") or 1)
 
 
 def main() -> int:

@@ -10,6 +10,7 @@ from torch import Tensor
 from probes.helpers.subject import Batch, Subject
 from probes.hooks import Dispatcher
 from servers.learner.engine import Engine
+from servers.learner.objective import layer_map
 from servers.models.model import valid_rows
 
 
@@ -24,4 +25,12 @@ def subject_of(engine: Engine, dispatcher: Dispatcher, batch: Batch) -> Subject:
         return valid_rows(out.logits, out.valid_mask), targets
 
     modules = {role: held.model.module for role, held in engine.roles.items()}
-    return Subject(modules, forward, batch, dispatcher.quiet)
+    return Subject(
+        modules,
+        forward,
+        batch,
+        dispatcher.quiet,
+        pairs=layer_map(engine.kd, engine._roles),
+        generation=engine.generation,
+        teacher_version=engine.roles["teacher"].version,
+    )

@@ -1,6 +1,7 @@
 """Hugging Face models from local directories, or from a config alone.
 
-Responsible for: causal language models and sequence classifiers with safetensors weights, in float32, offline.
+Responsible for: causal language models and sequence classifiers with safetensors weights, in float32, offline; and frozen ones in 8 or 4
+bits (`quantized`).
 Refuses: a directory that is not a model, weights in pickle formats, code that comes with a model, architectures of other
 kinds; each is E2-MODEL with the path and what is missing.
 """
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import difflib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from servers.models import quantized
 from servers.models.directory import check_weights, read_config
 from servers.models.model import Batch, Model, Output, Task, column
 from servers.models.values import last_values
@@ -36,6 +39,7 @@ class HfModel(Model):
 
     def __init__(self, module: torch.nn.Module, task: Task, attention: str) -> None:
         config: Any = module.config
+        self._type = str(config.model_type)
         self.module = module
         self.task = task
         self.hidden_width = int(config.hidden_size)
@@ -98,11 +102,55 @@ class HfModel(Model):
         except (ValueError, IndexError, RuntimeError) as error:
             raise RecurosError(
                 "E2-MODEL",
-                f"the {self.architecture['config'].get('model_type')} model does not take 2 x {length} tokens: {_first_line(error)}",
+                f"the {self._type} model does not take 2 x {length} tokens: {_first_line(error)}",
                 hint="lower data.seq-len to the model's context; a decoder that classifies needs pad_token_id in its config",
             ) from error
         finally:
             self.module.train(was_training)
+
+
+class FrozenHf(HfModel):
+    """A transformers model in 8 or 4 bits; `architecture` names its directory."""
+
+    frozen = True
+
+    def __init__(self, module: torch.nn.Module, architecture: dict[str, Any]) -> None:
+        super().__init__(module, architecture["task"], architecture["attention"])
+        self.architecture = architecture
+        module.requires_grad_(False)
+        module.eval()
+
+    def forward(
+        self, batch: Batch, need_hidden: bool = False, need_attention: bool = False, need_values: bool = False
+    ) -> Output:
+        """As of any other; what 16-bit kernels gave comes out in single precision."""
+        with quantized.as_it_is():
+            out = super().forward(batch, need_hidden, need_attention, need_values)
+        return replace(
+            out,
+            logits=out.logits.float(),
+            hidden=tuple(h.float() for h in out.hidden),
+            attention=tuple(a.float() for a in out.attention),
+            values=None if out.values is None else out.values.float(),
+        )
+
+    def place(self, device: torch.device) -> None:
+        """bitsandbytes lays weights out for the device they are on; E2-MODEL where it does not move them."""
+        if next(self.module.parameters()).device.type == device.type:
+            return
+        try:
+            self.module.to(device)
+        except (ValueError, RuntimeError) as error:
+            raise RecurosError(
+                "E2-MODEL",
+                f"a teacher in {self.architecture['load']} does not move to {device}: {_first_line(error)}",
+                hint='load = "float32", or [device] kind = "cpu"',
+            ) from error
+
+    @property
+    def param_count(self) -> int:
+        """Of the model as it was before it was packed."""
+        return int(self.module.num_parameters())  # type: ignore[operator]
 
 
 def _next_token_mask(tokens: torch.Tensor, content: torch.Tensor | None) -> torch.Tensor:
@@ -114,23 +162,34 @@ def _next_token_mask(tokens: torch.Tensor, content: torch.Tensor | None) -> torc
 
 
 def from_directory(spec: dict[str, Any]) -> HfModel:
-    """Load {"path", "task"?, "attention"?} with its weights."""
+    """Load {"path", "task"?, "attention"?, "load"?} with its weights; in 8 or 4 bits a frozen one."""
     path = Path(str(spec.get("path", ""))).expanduser()
     config = read_config(path)
     check_weights(path)
     task = _task_of(spec, config, str(path))
     attention = _attention_of(spec)
-    module, missing = _load(path, task, attention)
+    load = str(spec.get("load") or "float32")
+    more = quantized.options(load)
+    named = quantized.architecture(path, task, attention, load, str(spec.get("weights", ""))) if more else {}
+    module, missing = _load(path, task, attention, more)
     if missing:
         raise RecurosError(
             "E2-MODEL",
             f"model directory {path} lacks {len(missing)} tensors of a {task} model, the first is {missing[0]}",
             hint='save the model with its head, or build a fresh student from the config with kind = "hf-config"',
         )
-    return HfModel(module, task, attention)
+    if not more:
+        return HfModel(module, task, attention)
+    if reason := quantized.why_not(module):
+        raise RecurosError(
+            "E2-MODEL",
+            f"model directory {path} does not run in {load} here: {reason}",
+            hint='load = "int8" or "float32"' if load == "nf4" else 'load = "float32"',
+        )
+    return FrozenHf(module, named)
 
 
-def _load(path: Path, task: Task, attention: str) -> tuple[torch.nn.Module, list[str]]:
+def _load(path: Path, task: Task, attention: str, more: dict[str, Any]) -> tuple[torch.nn.Module, list[str]]:
     """The module, and the names of parameters that the directory has no weights for."""
     from safetensors import SafetensorError
     from transformers import utils
@@ -148,8 +207,9 @@ def _load(path: Path, task: Task, attention: str) -> tuple[torch.nn.Module, list
             dtype=torch.float32,
             attn_implementation=attention,
             output_loading_info=True,
+            **more,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError, SafetensorError) as error:
         raise RecurosError(
             "E2-MODEL",
             f"model directory {path} cannot be loaded: {_first_line(error)}",

@@ -47,7 +47,10 @@ class Output:
 
 
 class Model(ABC):
-    """A module with its task and its shape. `architecture` rebuilds it without weights and without any directory."""
+    """A module with its task and its shape. `architecture` rebuilds it without weights and without any directory.
+
+    A `frozen` one is read with its weights from a directory that its architecture names; it is never trained and no state of a run.
+    """
 
     module: nn.Module
     task: Task
@@ -55,6 +58,11 @@ class Model(ABC):
     hidden_width: int
     num_layers: int
     num_classes: int
+    frozen: bool = False
+
+    def place(self, device: torch.device) -> None:
+        """Move it to a device."""
+        self.module.to(device)
 
     @abstractmethod
     def forward(

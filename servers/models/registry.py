@@ -74,7 +74,7 @@ def build(spec: dict[str, Any], seed: int) -> Model:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = KINDS[kind](spec)
-    if any(p.dtype != torch.float32 for p in model.module.parameters()):
+    if not model.frozen and any(p.dtype != torch.float32 for p in model.module.parameters()):
         raise RecurosError(
             "E2-MODEL", f"model of kind {kind!r} has parameters that are not float32", hint="use float32"
         )

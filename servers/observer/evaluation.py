@@ -52,6 +52,8 @@ def load_role(store: Store, leaves: Mapping[str, str], role: str) -> Model:
     """A role's model as the snapshot holds it, in evaluation mode and without gradients."""
     architectures = json.loads(bytes(_object(store, leaves, ARCHITECTURES).data))
     model = build(dict(architectures[role]), seed=0)
+    if model.frozen:
+        return model  # its weights are its directory's
     state = model.module.state_dict(keep_vars=True)
     shared = {
         id(p): name for name, p in model.module.named_parameters()

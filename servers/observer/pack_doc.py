@@ -40,10 +40,16 @@ def _bounds() -> str:
     rows = [f"| `{key}` | {low:g} .. {high:g} |" for key, (low, high) in BOUNDS.items()]
     more = [
         f"| `swap` | {', '.join(f'`{mode}`' for mode in limits.SWAP_MODES)} |",
+        "| `restore` | the root id of a snapshot of this run |",
         "| `weights` | one number a training sample, mean 1 over those that are not left out |",
         "| `order` | difficulty of each training sample, for the curriculum |",
     ]
-    text = "`prune`, `swap` and `stop` (the end of the phase) act once, at the window that the policy applies from.\n"
+    text = (
+        "`prune`, `swap`, `restore` (back to that snapshot, as by `recuros snapshot restore`) and `stop` (the end of the phase)\n"
+        "act once, at the window that the policy applies from. While `hold` is 1 the swaps of the plan are left out. With `cadence = n`\n"
+        "probes fire n times as seldom as they were attached for; those of a window's end, at every n-th window. What the learner refuses\n"
+        "(a snapshot that was given up) rolls its window back once, is recorded and dropped.\n"
+    )
     return "\n".join(["## What a policy may set\n", "| setting | bounds |\n|---|---|", *rows, *more, "", text])
 
 

@@ -8,13 +8,14 @@ outside the bounds. Pure; numpy only.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from kfs.ids import is_object_id
 from servers.observer.diagnostics import Floats, Samples
 from servers.observer.readers import Figures
 from servers.observer.trajectory import Trajectory
@@ -47,19 +48,27 @@ class HeldOut:
     fresh: bool = False
     accuracy: float | None = None
     teacher: float | None = None
+    snapshot: str = ""
 
-    def add(self, ece: float, momentum: float, accuracy: float | None = None, teacher: float | None = None) -> None:
-        """Take a new evaluation; the one before it joins the average."""
+    def add(
+        self,
+        ece: float,
+        momentum: float,
+        accuracy: float | None = None,
+        teacher: float | None = None,
+        snapshot: str = "",
+    ) -> None:
+        """Take a new evaluation; the one before it joins the average. `snapshot`: whose it is."""
         if self.count == 1:
             self.ema = self.ece
         elif self.count > 1:
             self.ema = momentum * self.ema + (1 - momentum) * self.ece
         self.count, self.ece, self.fresh = self.count + 1, ece, True
-        self.accuracy, self.teacher = accuracy, teacher
+        self.accuracy, self.teacher, self.snapshot = accuracy, teacher, snapshot
 
     def to_list(self) -> list[Any]:
         """Plain values; `HeldOut(*values)` reads them back."""
-        return [self.count, self.ece, self.ema, self.fresh, self.accuracy, self.teacher]
+        return [self.count, self.ece, self.ema, self.fresh, self.accuracy, self.teacher, self.snapshot]
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,36 @@ class Progress:
     applies_at: int
 
 
+@dataclass
+class Guards:
+    """What rules remember of their own doing.
+
+    `collapsed`: evaluations in a row that were beyond `collapse_most`, `restores` asked for so far, `restored_at`: the window from
+    which the last one applies, -1 once that was reached. `cadence`: in force, `cadence_at`: the window that changed it. `moved`:
+    [temperature and held-out accuracy before the last move, validations then], [] while nothing is to be judged; `frozen`: the
+    generation in which the temperature is left alone. `judged`: [generation, validations] that were counted last.
+    """
+
+    collapsed: int = 0
+    restores: int = 0
+    restored_at: int = -1
+    cadence: int = 1
+    cadence_at: int = -(1 << 31)
+    moved: list[float] = field(default_factory=list)
+    frozen: int = -1
+    judged: list[int] = field(default_factory=lambda: [0, 0])
+
+    def to_list(self) -> list[Any]:
+        """Plain values; `Guards(*values)` reads them back."""
+        return [getattr(self, f.name) for f in fields(self)]
+
+
 @dataclass(frozen=True)
 class Evidence:
-    """All a pack may look at. `temperature`: the last one decided. `changed_at`: the window whose evidence moved it."""
+    """All a pack may look at. `temperature`: the last one decided. `changed_at`: the window whose evidence moved it.
+
+    `generations`: [generation, held-out accuracy, mean student entropy, snapshot], oldest first; a figure that is not known is None.
+    """
 
     window: int
     diagnostics: Figures
@@ -90,6 +126,20 @@ class Evidence:
     changed_at: int
     gate: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress | None = None
+    guards: Guards = field(default_factory=Guards)
+    generation: int = 0
+    generations: Sequence[Sequence[Any]] = ()
+
+    @property
+    def judges(self) -> bool:
+        """Whether there is a validation from after the last move of the temperature took effect."""
+        moved = self.guards.moved
+        return bool(moved) and self.held_out.count > moved[2] and self.held_out.accuracy is not None
+
+    def spoiled(self, numbers: Numbers) -> bool:
+        """Whether held-out accuracy fell by more than `temperature_guard` since before that move."""
+        guard, accuracy = numbers.get("temperature_guard", 0.0), self.held_out.accuracy
+        return guard > 0 and self.judges and accuracy is not None and accuracy < self.guards.moved[1] - guard
 
     def settled(self, numbers: Numbers) -> bool:
         """Whether the last change of temperature has had its `cooldown` windows."""
@@ -100,7 +150,8 @@ class Evidence:
 class Decision:
     """Settings wanted ({}: no change), weights and order F32 [n_train] if any, and the reasons in words.
 
-    Settings: those of the loss by name; "prune" (share of weights), "swap" (mode) and "stop" (1: end the phase) act once, at the
+    Settings: those of the loss by name; "cadence" (probes fire so many times as seldom); "hold" (1: the plan's swaps are left out).
+    "prune" (share of weights), "swap" (mode), "restore" (a snapshot to go back to) and "stop" (1: end the phase) act once, at the
     window that the decision applies from. `refused`: why the decision that was made is outside the bounds, and is none.
     """
 
@@ -164,6 +215,8 @@ BOUNDS: Final[dict[str, tuple[float, float]]] = {
     **dict.fromkeys(limits.TERMS, (0.0, limits.TERM_WEIGHT_MAX)),
     "prune": (0.0, limits.PRUNE_MAX),
     "stop": (0, 1),
+    "hold": (0, 1),
+    "cadence": (1, limits.CADENCE_MAX),
 }
 
 
@@ -173,6 +226,9 @@ def check(decision: Decision, numbers: Numbers, gate: Mapping[str, Any]) -> Deci
         if key == "swap":
             if value not in limits.SWAP_MODES:
                 raise RecurosError("E2-LIMIT", f"swap {value!r} is none of {', '.join(limits.SWAP_MODES)}")
+        elif key == "restore":
+            if not is_object_id(value):
+                raise RecurosError("E2-LIMIT", f"restore {value!r:.40} is no root id of a snapshot")
         elif key not in BOUNDS:
             raise RecurosError("E2-LIMIT", f"a policy cannot set {key!r}")
         elif not BOUNDS[key][0] <= value <= BOUNDS[key][1]:

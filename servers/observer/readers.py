@@ -10,6 +10,7 @@ library only. A figure that is not defined is None, never NaN.
     attention_entropy         mean entropy of attention rows, nats (Clark et al. 2019)
     pathway_entropy           H(p) / log n, p the parameters' shares of the squared gradient: 1, all learn alike; 0, one alone does
     attention_kl              KL of the student's attention from the teacher's
+    ewc_distance              how far the student moved since its generation began, weighted by Fisher information
     fisher_trace              trace of the empirical Fisher information
     jacobian_drift            relative distance of both models' Jacobians
     outliers, mahalanobis     share of rows beyond the held-out threshold, and the mean distance (Lee et al. 2018)
@@ -36,6 +37,7 @@ TABLES: Final[dict[str, tuple[str, str, tuple[str, ...]]]] = {
 # program -> {figure: name in its summary}
 LOOKS: Final[dict[str, dict[str, str]]] = {
     "attn-kl": {"attention_kl": "kl"},
+    "ewc": {"ewc_distance": "penalty"},
     "fisher": {"fisher_trace": "trace"},
     "jacobian": {"jacobian_drift": "drift"},
     "mahalanobis": {"outliers": "outliers", "mahalanobis": "distance"},

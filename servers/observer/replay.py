@@ -170,7 +170,7 @@ class Replay:
         if not 0 <= added <= len(known):
             raise Wrong("evidence", f"it counts {added} validations of {snapshot}; the ledger holds {len(known)}")
         for ece, accuracy, teacher in known[:added]:
-            held.add(ece, momentum, accuracy, teacher)
+            held.add(ece, momentum, accuracy, teacher, snapshot)
         if held.to_list() != list(said):
             raise Wrong(
                 "evidence",

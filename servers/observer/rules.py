@@ -1,4 +1,4 @@
-"""Rules that several packs share: prune ramp, role swaps, plateaus, curriculum order.
+"""Rules that several packs share: prune ramp, role swaps, plateaus, collapse, probe cadence, curriculum order.
 
 Responsible for: each rule as a pure function of evidence and numbers, with the numbers that it takes. Refuses: nothing; a rule whose
 number is 0 is off. What a rule asks for at a window's end applies two windows later, so it looks at where the phase will be then.
@@ -6,7 +6,8 @@ number is 0 is off. What a rule asks for at a window's end applies two windows l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from servers.observer.diagnostics import Samples
 from servers.observer.policy import Evidence, Number, Numbers, Progress
+from syscalls import limits
 
 PRUNE: Final = {
     "prune_target": Number(
@@ -31,6 +33,27 @@ PLATEAU: Final = {
     "plateau_windows": Number(0.0, 0.0, 15.0, "windows without gain that end the phase; 0 never ends it"),
     "plateau_gain": Number(0.01, 0.0, 1.0, "relative fall of the KL that counts as a gain"),
 }
+COLLAPSE: Final = {
+    "collapse_most": Number(
+        0.10,
+        0.0,
+        1.0,
+        "relative fall of held-out accuracy below the best generation's that is a collapse; 0 watches none",
+    ),
+    "collapse_evaluations": Number(2.0, 1.0, 100.0, "evaluations in a row beyond it before anything is done"),
+    "collapse_restores": Number(
+        2.0, 0.0, 16.0, "returns to the last good generation in a run; after them, swaps are left out"
+    ),
+}
+CADENCE: Final = {
+    "cadence_most": Number(
+        1.0, 1.0, limits.CADENCE_MAX, "how many times as seldom probes may fire; 1 keeps their cadence"
+    ),
+    "cadence_steady": Number(
+        0.05, 0.0, 1.0, "relative change of KL and CKA over eight values below which they are steady"
+    ),
+}
+STEADY_VALUES: Final = 8
 CURRICULUM: Final = {
     "curriculum": Number(0.0, -1.0, 1.0, "1 shows easy samples first in each epoch, -1 hard ones; 0 keeps the order"),
 }
@@ -83,6 +106,58 @@ def plateau(evidence: Evidence, numbers: Numbers) -> Asked:
     if now < before * (1.0 - numbers["plateau_gain"]):
         return NOTHING
     return {"stop": 1}, (f"stop the phase: KL {now:.4f} in the last {n} windows, {before:.4f} before",)
+
+
+def collapse(evidence: Evidence, numbers: Numbers) -> Asked:
+    """Go back to the last good generation when later ones lost it, `collapse_restores` times at most; then hold the swaps while it lasts.
+
+    Good: the newest other generation within `collapse_most` of the best one's held-out accuracy.
+    """
+    guards, most = evidence.guards, numbers["collapse_most"]
+    if most <= 0.0 or guards.restored_at >= 0:
+        return NOTHING
+    out = guards.restores >= int(numbers["collapse_restores"])
+    if guards.collapsed < int(numbers["collapse_evaluations"]):
+        return NOTHING
+    best = max((row[1] for row in evidence.generations if row[1] is not None), default=0.0)
+    good = [r for r in evidence.generations[:-1] if r[3] and r[1] is not None and r[1] >= best * (1 - most)]
+    now = evidence.held_out.accuracy
+    fall = f"held-out accuracy {now if now is not None else math.nan:.4f} after {best:.4f} of the best generation"
+    if out or not good:
+        why = f"{guards.restores} returns have not helped" if out else "no snapshot of a good generation is known"
+        return {"hold": 1}, (f"no more swaps: {fall}, {guards.collapsed} evaluations in a row; {why}",)
+    generation, accuracy, _, snapshot = good[-1]
+    return {"restore": snapshot}, (
+        f"back to generation {int(generation)} ({accuracy:.4f}): {fall}, {guards.collapsed} evaluations in a row",
+    )
+
+
+def cadence(evidence: Evidence, numbers: Numbers) -> Asked:
+    """Probe half as often while KL and CKA are steady, each time after eight windows more; as attached once they move."""
+    most, guards = int(numbers["cadence_most"]), evidence.guards
+    if most <= 1:
+        return NOTHING
+    now = min(guards.cadence, most)
+    seen = [s for name in ("kl", "cka") if (s := evidence.trajectory.series.get(name)) is not None]
+    changes = [_relative(series.recent[-STEADY_VALUES:]) for series in seen if len(series.recent) >= STEADY_VALUES]
+    if not changes:
+        return {"cadence": now}, ()
+    if max(changes) > numbers["cadence_steady"]:
+        return {"cadence": 1}, (
+            (f"probes at their own cadence: figures moved by {max(changes):.1%}",) if now > 1 else ()
+        )
+    if now >= most or evidence.window - guards.cadence_at < STEADY_VALUES:
+        return {"cadence": now}, ()
+    return {"cadence": min(most, 2 * now)}, (
+        f"probes {min(most, 2 * now)} times as seldom: figures moved by {max(changes):.1%}",
+    )
+
+
+def _relative(recent: Sequence[Sequence[float]]) -> float:
+    """How far apart the values are, in shares of their mean."""
+    values = [value for _, value in recent]
+    mean = sum(values) / len(values)
+    return (max(values) - min(values)) / abs(mean) if mean != 0.0 else 0.0
 
 
 def curriculum(samples: Samples, numbers: Numbers) -> NDArray[np.float32] | None:

@@ -210,7 +210,7 @@ class ObserverService:
         ece = scores["student"].get("ece")
         if split == "validation" and snapshot == self._traced and self._state is not None and ece is not None:
             momentum = self._numbers.get("ece_momentum", HELD_OUT_MOMENTUM)
-            self._state.held_out.add(ece, momentum, *accuracies(scores))
+            self._state.held_out.add(ece, momentum, *accuracies(scores), snapshot)
             self._look(self._state, snapshot)
         return {"scores": scores}
 

@@ -27,8 +27,8 @@ CEILING_FALL: Final = 0.10
 CEILING_KL: Final = 0.01
 GENERATIONS_KEPT: Final = 64
 
-Generations = list[list[float | None]]
-"""[generation, held-out accuracy or None, mean student entropy or None], oldest first."""
+Generations = list[list[Any]]
+"""[generation, held-out accuracy or None, mean student entropy or None, snapshot of that accuracy or ""], oldest first."""
 
 
 def window_signals(figures: Mapping[str, float | None]) -> Figures:
@@ -70,13 +70,16 @@ def efficiency(
     return (teacher - student) / removed * 1e6 if removed > 0 else None
 
 
-def noted(generations: Generations, generation: int, accuracy: float | None, entropy: float | None) -> Generations:
+def noted(
+    generations: Generations, generation: int, accuracy: float | None, entropy: float | None, snapshot: str = ""
+) -> Generations:
     """The list with this generation's latest figures; the first and the newest 63 are kept."""
     rows = [list(row) for row in generations]
     if not rows or rows[-1][0] != generation:
-        rows.append([float(generation), None, None])
+        rows.append([float(generation), None, None, ""])
     last = rows[-1]
-    last[1] = last[1] if accuracy is None else accuracy
+    if accuracy is not None:
+        last[1], last[3] = accuracy, snapshot
     last[2] = last[2] if entropy is None else entropy
     return rows if len(rows) <= GENERATIONS_KEPT else [rows[0], *rows[-(GENERATIONS_KEPT - 1) :]]
 

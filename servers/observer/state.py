@@ -17,7 +17,7 @@ import msgpack
 
 from kfs.objects import object_id
 from servers.observer.diagnostics import Floats, Samples, Trace, diagnose, gained, probe_figures, probe_sums
-from servers.observer.policy import Decision, Evidence, HeldOut, Numbers, Pack, Progress, checked
+from servers.observer.policy import Decision, Evidence, Guards, HeldOut, Numbers, Pack, Progress, checked
 from servers.observer.readers import Figures, Sums, looked_figures
 from servers.observer.rules import progress_of
 from servers.observer.signals import (
@@ -32,7 +32,7 @@ from servers.observer.trajectory import Trajectory
 from syscalls import limits
 from syscalls.errors import RecurosError
 
-VERSION: Final = 2
+VERSION: Final = 3
 LOSSES: Final = (
     *((name, name) for name in ("task", "kd", "hint")),
     *((name, f"term.{name}") for name in limits.TERMS if name != "task"),
@@ -61,6 +61,7 @@ class State:
     held_out: HeldOut = field(default_factory=HeldOut)
     sums: Sums = field(default_factory=dict)
     generations: Generations = field(default_factory=list)
+    guards: Guards = field(default_factory=Guards)
     steered_at: int = 0
     passes: int = 0
     progress: Progress | None = None
@@ -108,6 +109,7 @@ class State:
             "held_out": self.held_out.to_list(),
             "sums": self.sums,
             "generations": self.generations,
+            "guards": self.guards.to_list(),
             "steered_at": self.steered_at,
             "passes": self.passes,
             "samples": self.samples.to_map(),
@@ -126,6 +128,7 @@ class State:
             trajectory=Trajectory.of_map(values["trajectory"]),
             held_out=HeldOut(*values["held_out"]),
             generations=[list(row) for row in values["generations"]],
+            guards=Guards(*values["guards"]),
             steered_at=int(values["steered_at"]),
             passes=int(values["passes"]),
             sums={row: dict(fields) for row, fields in values["sums"].items()},
@@ -145,12 +148,19 @@ def fold(state: State, window: int, trace: Trace, metrics: Mapping[str, Any], ma
     """
     state.evidence = ""
     generation = int(metrics.get("generation", state.generation))
-    if generation != state.generation:
+    back = 0 <= state.guards.restored_at <= window  # another teacher and student, of an earlier generation
+    if generation != state.generation or back:
+        held = state.held_out
+        if state.generations and not back:  # what came after the generation's last window
+            state.generations = noted(state.generations, state.generation, held.accuracy, None, held.snapshot)
         state.generation = generation
         state.samples = Samples(len(state.samples.entropy))
         state.held_out = HeldOut()
         state.changed_at = LONG_AGO
         state.passes = 0
+        state.guards.restored_at, state.guards.moved, state.guards.judged = -1, [], [generation, 0]
+    if state.guards.moved and window <= state.changed_at + limits.POLICY_LAG_WINDOWS:
+        state.guards.moved[2] = state.held_out.count  # evaluations up to here saw nothing of the move
     if state.temperature == state.initial:  # the pack has not moved it: the one in force is the operator's
         state.temperature = state.initial = float(metrics.get("temperature", state.initial))
     now = probe_sums(maps)
@@ -179,7 +189,9 @@ def _terms(metrics: Mapping[str, Any]) -> Figures:
 def _signals(state: State, figures: Figures, metrics: Mapping[str, Any]) -> Figures:
     """What the history says, with the newest window in it; these have trajectories of their own."""
     held = state.held_out
-    state.generations = noted(state.generations, state.generation, held.accuracy, figures["entropy_student"])
+    state.generations = noted(
+        state.generations, state.generation, held.accuracy, figures["entropy_student"], held.snapshot
+    )
     found: Figures = {
         "capacity_ceiling": capacity_ceiling(state.trajectory.series.get("kl")),
         "efficiency": efficiency(held.accuracy, held.teacher, metrics, figures.get("sparsity")),
@@ -191,6 +203,7 @@ def _signals(state: State, figures: Figures, metrics: Mapping[str, Any]) -> Figu
 
 def decide(state: State, pack: Pack, numbers: Numbers, figures: Figures, gate: Mapping[str, Any]) -> Decision:
     """The pack's decision on the state as it is, checked against its bounds and taken note of."""
+    _judge(state, numbers, figures.get("collapse"))
     evidence = Evidence(
         window=state.window,
         diagnostics=figures,
@@ -201,14 +214,40 @@ def decide(state: State, pack: Pack, numbers: Numbers, figures: Figures, gate: M
         changed_at=state.changed_at,
         gate=gate,
         progress=state.progress,
+        guards=state.guards,
+        generation=state.generation,
+        generations=state.generations,
     )
     decision = checked(pack.decide(evidence, numbers), numbers, gate)
     if evidence.settled(numbers):
         state.held_out.fresh = False
     temperature = decision.settings.get("temperature", state.temperature)
+    guards = state.guards
     if temperature != state.temperature:
+        if evidence.spoiled(numbers):
+            guards.moved, guards.frozen = [], state.generation
+        elif state.held_out.accuracy is not None:
+            guards.moved = [state.temperature, state.held_out.accuracy, state.held_out.count]
         state.temperature, state.changed_at = temperature, state.window
+    elif evidence.judges and evidence.settled(numbers):
+        guards.moved = []  # it did no harm
+    if "restore" in decision.settings:
+        guards.restores, guards.collapsed = guards.restores + 1, 0
+        guards.restored_at = state.window + limits.POLICY_LAG_WINDOWS
+    cadence = int(decision.settings.get("cadence", 1))
+    if cadence != guards.cadence:
+        guards.cadence, guards.cadence_at = cadence, state.window
     return decision
+
+
+def _judge(state: State, numbers: Numbers, collapse: float | None) -> None:
+    """Count validations in a row that were beyond the collapse threshold; each is counted once."""
+    guards, now = state.guards, [state.generation, state.held_out.count]
+    if now == guards.judged or not state.held_out.count:
+        return
+    guards.judged = now
+    most = numbers.get("collapse_most", 0.0)
+    guards.collapsed = guards.collapsed + 1 if most > 0 and collapse is not None and collapse > most else 0
 
 
 def encode_evidence(

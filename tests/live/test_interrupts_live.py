@@ -14,6 +14,8 @@ from console.explain_policy import lines, story
 from console.main import run as recuros_command
 from kfs.records import Record, RecordKind
 from kfs.store import Store
+from syscalls import limits
+from syscalls.errors import RecurosError
 
 
 def command(run: Path, *words: str) -> int:
@@ -25,7 +27,9 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[in
     """A finished run that was interrupted in each way, and the exit statuses of the commands."""
     base = tmp_path_factory.mktemp("interrupts")
     rows = [{"x": [[(i + j + k) % 5 / 5 for j in range(8)] for k in range(8)], "label": i % 10} for i in range(12)]
-    (base / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    # More than a message takes: it goes through a page.
+    (base / "new.jsonl").write_text("\n".join(json.dumps(row) + " " * 80_000 for row in rows))
+    assert (base / "new.jsonl").stat().st_size > limits.INTERRUPT_BYTES_MAX
     (base / "bad.jsonl").write_text(json.dumps(rows[0]) + '\n{"x": [1], "label": 0}\n')
     run = base / "run"
     statuses = []
@@ -40,6 +44,14 @@ def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[in
             ("objective", "--set", "mix=7"),
         ):
             statuses.append(command(run, "learner", "interrupt", *words))
+        assert runtime.client.page_list()["pages"] == [], "the kernel took the page over, and gave it up"
+        nothing = runtime.client.offer(b"x")
+        with pytest.raises(RecurosError, match="a page holds new data, all of it"):
+            runtime.client.rl_interrupt(kind="objective", body={"mix": 0.5}, page=nothing)
+        with pytest.raises(RecurosError, match=r"empty\.csv"):
+            runtime.client.rl_interrupt(kind="data", body={"name": "empty.csv"}, page=nothing)
+        with pytest.raises(RecurosError, match="slot"):
+            runtime.client.rl_interrupt(kind="data", body={"name": "again.csv"}, page=nothing)
         status_when(runtime, lambda s: s["state"] == "done", "done")
     return run, statuses
 
@@ -62,6 +74,7 @@ def test_what_the_policy_takes_happens_and_what_it_does_not_take_is_a_record(
         ("constraint", "asked"), ("constraint", "rejected"),
         ("constraint", "asked"), ("constraint", "accepted"),
         ("objective", "asked"), ("objective", "accepted"),
+        ("data", "asked"), ("data", "refused"),
     ]  # fmt: skip
     asked = next(r for r in log if r.kind is RecordKind.INTERRUPT)
     assert asked.args["reason"] == "labels of Monday"

@@ -25,6 +25,7 @@ from syscalls.errors import RecurosError
 from syscalls.rundir import socket_dir
 
 RECUROS = [sys.executable, "-P", "-m", "console.main"]
+STARTER = {f"builtin:{name}" for name in ("cka", "rkd", "ece", "attn-kl", "ewc", "jacobian")}
 APPS = Path(__file__).resolve().parents[2] / "servers" / "apps"
 WAIT_S = 120.0
 
@@ -126,7 +127,7 @@ def test_the_boot_report_keeps_its_contract(finished: tuple[Path, dict[str, Any]
     assert report["teacher"]["params"] >= 10 * report["student"]["params"]
     assert report["retention"] == pytest.approx(report["student"]["score"] / report["teacher"]["score"])
     assert report["policies"] > 0
-    assert {p["prog"].split(",")[0] for p in report["probes"]} == {"builtin:cka", "builtin:ece"}
+    assert {p["prog"].split(",")[0] for p in report["probes"]} == STARTER
     assert report["ledger"]["verified"] is True
     assert report["ledger"]["size"] == len(records(run))
     assert "no NVIDIA GPU" in report["device"] or "NVIDIA" in report["device"]

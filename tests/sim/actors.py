@@ -429,6 +429,9 @@ class Learner(Actor):
 
         f, w = self.w.faults, self.w
         batch = yield ("map", g["page"])
+        for kind, args in g["directives"]:
+            if kind in w.refuses:
+                raise RecurosError("E2-USAGE", f"cannot {kind} {args}")
         self.parts = max([self.parts, *(args["parts"] for kind, args in g["directives"] if kind == "micro-batches")])
         if self.parts < w.parts_needed:
             raise RecurosError("E7-MEMORY", f"no room for a batch in {self.parts} parts")

@@ -10,8 +10,11 @@ from test_proposals import booted, call, commit
 from world import MS, S, World, digest
 
 from kernel import interrupts
+from kernel.core import _page_refused
+from kernel.events import PageOffered
 from kfs import at
 from kfs.records import Record, RecordKind
+from syscalls import abi, limits
 from syscalls.errors import RecurosError
 
 
@@ -175,3 +178,20 @@ def test_the_micro_step_is_in_the_record(world: World) -> None:
     assert world.run(lambda: bool(records(world)), 10 * S)
     assert (records(world)[0].args["window"], records(world)[0].args["step"]) == expected
     world.run(lambda: False, 100 * MS)
+
+
+def test_an_operators_page_is_small_and_one_of_few_and_its_session_may_interrupt(world: World) -> None:
+    asked(world, "objective", body={"mix": 0.75})
+    assert world.state is not None
+
+    def refused(principal: str, size: int) -> str:
+        error = _page_refused(world.state, PageOffered(principal, 3, 99, size))
+        return "" if error is None else error.message
+
+    assert refused("operator:7.1", limits.INTERRUPT_PAGE_BYTES_MAX) == ""
+    assert "at most" in refused("operator:7.1", limits.INTERRUPT_PAGE_BYTES_MAX + 1)
+    assert "may not offer pages" in refused("operator:8.1", 64)  # no session of that name
+    for number in range(limits.OPERATOR_PAGES_MAX):
+        world.state.caps.mint("operator:7.1", "page", 900 + number, abi.Right.MAP)
+    assert "holds 2 pages, the limit" in refused("operator:7.1", 64)
+    assert refused("dataset", limits.PAGE_BYTES_MAX) == ""

@@ -100,6 +100,48 @@ def test_a_power_cut_asks_for_nothing_twice() -> None:
         assert asked.count(("prune", "magnitude", 0.3)) <= 1
 
 
+def to_the_end(world: World) -> None:
+    world.boot()
+    assert world.run(lambda: world.state is not None and world.state.phase in ("done", "failed"), 900 * S)
+
+
+def test_a_hold_leaves_the_plans_swap_out_and_a_return_is_carried_once() -> None:
+    world = World(1, document(windows=(2, 4, 3)))
+    world.acts = {3: {"restore": digest("good")}, 5: {"hold": 1}}
+    to_the_end(world)
+    rows = committed(list(world.disk.log))
+    assert [(window, asked) for window, _, _, asked, _ in rows if asked] == [(5, [("restore", digest("good"))])]
+    assert [generation for *_, generation in rows] == [0] * 9  # the swap of phase1's end is left out
+    (record,) = [r for r in world.disk.log if r.kind is RecordKind.RESTORE]
+    assert (record.actor, record.args) == ("kernel:policy", {"snapshot": digest("good"), "window": 5})
+
+
+def test_a_return_that_the_learner_refuses_is_dropped_with_a_record_and_not_asked_for_ever() -> None:
+    world = World(1, document(windows=(2, 4, 3)))
+    world.acts, world.refuses = {3: {"restore": digest("gone"), "temperature": 3.0}}, {"restore"}
+    to_the_end(world)
+    assert world.state is not None
+    assert world.state.phase == "done", world.state.error
+    log = list(world.disk.log)
+    assert [r.args["window"] for r in log if r.kind is RecordKind.WINDOW_ROLLBACK] == [5]
+    (fault,) = [r for r in log if r.kind is RecordKind.FAULT]
+    assert fault.args["code"] == "E2-USAGE"
+    assert "restore" in fault.args["message"]
+    check_ledger(world.disk, built=digest("built"), policies=False)
+
+
+def test_a_power_cut_after_a_granted_return_carries_it_once() -> None:
+    for seed in range(3):
+        world = World(seed, document(windows=(2, 4, 3)))
+        world.acts = {3: {"restore": digest("good")}}
+        world.boot()
+        world.run(lambda log=world.disk.log: any(r.kind is RecordKind.RESTORE for r in log), 30 * S)
+        world.power_cut()
+        to_the_end(world)
+        asked = [d for *_, directives, _ in committed(list(world.disk.log)) for d in directives]
+        assert asked.count(("restore", digest("good"))) <= 1
+
+
 def test_the_ledger_alone_gives_the_directives_that_wait() -> None:
     state = at.State()
     for r in history(1, {"late": 0.2, "loss": 0.05}):
@@ -117,6 +159,9 @@ def test_the_ledger_alone_gives_the_directives_that_wait() -> None:
         ({"swap": "magic"}, "swap = 'magic' is none of ema"),
         ({"swap": ["ema"]}, "is none of ema"),
         ({"stop": True}, "stop = True is outside"),
+        ({"hold": 2}, "hold = 2 is outside"),
+        ({"cadence": 1.5}, "cadence = 1.5 is outside"),
+        ({"restore": "last"}, "restore = 'last' is no root id"),
         ({"stop": 0.5, "learning_rate": 1}, "cannot set 'learning_rate'"),
         ({"refused": "x", "mix": 0.5}, "a policy that is refused sets nothing"),
         ({"refused": "x" * 2000}, "at most 1000 characters"),

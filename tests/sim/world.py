@@ -275,6 +275,7 @@ class World:
         self.exit: int | None = None
         self.gauges: dict[str, Any] = {}  # what the device server answers beside its devices
         self.parts_needed = 1  # with fewer parts a batch does not fit the learner's memory
+        self.refuses: set[str] = set()  # kinds of directives that the learner refuses
         self.acts: dict[int, dict[str, Any]] = {}  # window -> the policy that the Observer makes of its evidence
         self.served_directly = 0
         self.direct = False  # whether servers use the channels that the document grants

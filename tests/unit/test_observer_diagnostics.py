@@ -269,6 +269,6 @@ def test_the_operators_temperature_stands_until_the_pack_moves_it() -> None:
 def test_evidence_of_another_version_is_refused() -> None:
     import msgpack
 
-    with pytest.raises(RecurosError, match="has version 9, this Observer reads 2") as caught:
+    with pytest.raises(RecurosError, match="has version 9, this Observer reads 3") as caught:
         decode_evidence(msgpack.packb({"version": 9}))
     assert caught.value.code == "E9-VERSION"

@@ -165,6 +165,7 @@ def test_every_decision_of_every_pack_keeps_its_bounds_and_names_terms_that_exis
                 "prune",
                 "swap",
                 "stop",
+                "cadence",
                 *limits.TERMS,
             }
 

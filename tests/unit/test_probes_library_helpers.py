@@ -1,5 +1,6 @@
 """The asynchronous helpers: published packages, scikit-learn, or brute force against the figures that land in the maps."""
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -257,14 +258,15 @@ def pair_of(student, teacher, samples=8):
     return Subject(models, lambda role, b: (models[role](b["x"]), b["y"]), batch, quiet)
 
 
-def test_jacobian_norm_and_drift_agree_with_the_exact_ones():
+@pytest.mark.parametrize(("samples", "directions"), [(8, 4), (32, 1)])
+def test_jacobian_norm_and_drift_agree_with_the_exact_ones(samples, directions):
     student, teacher = perceptron(1), perceptron(2, inner=20)
-    subject = pair_of(student, teacher)
+    subject = pair_of(student, teacher, samples)
     exact = {role: [] for role in subject.modules}
     for x in subject.batch["x"]:
         for role, model in subject.modules.items():
             exact[role].append(torch.func.jacrev(model)(x[None]).detach().reshape(4, -1).double())
-    norm = {role: math.sqrt(sum(float(j.square().sum()) for j in found) / 8) for role, found in exact.items()}
+    norm = {role: math.sqrt(sum(float(j.square().sum()) for j in found) / samples) for role, found in exact.items()}
     apart = sum(float((s - t).square().sum()) for s, t in zip(exact["student"], exact["teacher"], strict=True))
     drift = math.sqrt(apart / sum(float(t.square().sum()) for t in exact["teacher"]))
     found = fire(library.build("builtin:jacobian", subject=lambda: subject), "on_snapshot")
@@ -272,19 +274,92 @@ def test_jacobian_norm_and_drift_agree_with_the_exact_ones():
     assert found["student"] == pytest.approx(norm["student"], rel=0.25)
     assert found["teacher"] == pytest.approx(norm["teacher"], rel=0.25)
     assert found["drift"] == pytest.approx(drift, rel=0.25)
-    assert (found["directions"], found["samples"]) == (4, 8)
+    assert (found["directions"], found["samples"]) == (directions, samples)
 
 
 def test_the_same_projection_is_used_on_both_sides():
     model = perceptron(1)
-    student, teacher, drift, *_ = examine.examine("jacobian", pair_of(model, perceptron(1)))
+    _, (student, teacher, drift, *_) = examine.examine("jacobian", pair_of(model, perceptron(1)))
     assert (drift, student) == (0.0, teacher)
 
 
-def test_fisher_is_zero_samples_while_the_student_is_frozen():
+@pytest.mark.parametrize(
+    ("name", "figure"), [("fisher", "trace"), ("jacobian", "drift"), ("attn-kl", "kl"), ("ewc", "penalty")]
+)
+def test_nothing_is_looked_at_while_the_student_is_frozen(name, figure):
     model = perceptron(1).requires_grad_(False)
-    found = fire(library.build("builtin:fisher", subject=lambda: pair_of(model, perceptron(2))), "on_snapshot")
-    assert (found["trace"], found["samples"]) == (None, 0)
+    found = fire(library.build(f"builtin:{name}", subject=lambda: pair_of(model, perceptron(2))), "on_snapshot")
+    assert (found[figure], found["samples"]) == (None, 0)
+
+
+def changed(subject, **values):
+    return dataclasses.replace(subject, **values)
+
+
+def test_a_generation_is_looked_at_with_the_samples_of_its_first_look():
+    student, teacher = perceptron(1), perceptron(2, inner=20)
+    first, later = pair_of(student, teacher), pair_of(student, teacher)
+    later.batch["x"].mul_(3)
+    state, figures = examine.examine("jacobian", first)
+    assert examine.examine("jacobian", later, state)[1] == figures
+    assert examine.examine("jacobian", changed(later, generation=1), state)[1] != figures
+
+
+def test_what_a_frozen_teacher_gives_is_computed_once_and_anew_for_another_version():
+    student, teacher = perceptron(1), perceptron(2, inner=20)
+    passes = []
+    teacher.register_forward_hook(lambda *_: passes.append(1))
+    subject = pair_of(student, teacher)
+    state, before = examine.examine("jacobian", subject)
+    with torch.no_grad():
+        student[1].weight.mul_(1.5)
+    state, after = examine.examine("jacobian", subject, state)
+    assert (len(passes), after[1]) == (1, before[1])
+    assert after[0] > before[0]
+    assert after == examine.examine("jacobian", subject)[1]  # what was kept is what would be computed
+    with torch.no_grad():
+        teacher[1].weight.mul_(2)
+    _, newer = examine.examine("jacobian", changed(subject, teacher_version=1), state)
+    assert len(passes) == 3
+    assert newer[1] > after[1]
+
+
+# Elastic distance
+
+
+def test_ewc_is_half_the_fisher_weighted_square_of_what_was_moved():
+    student, draws = perceptron(1), torch.Generator().manual_seed(0)
+    subject = pair_of(student, perceptron(2), samples=16)
+    state, (penalty, moved, trace, samples, parameters) = examine.examine("ewc", subject)
+    assert (penalty, moved, samples) == (0.0, 0.0, 16)
+    held = list(student.parameters())
+    fisher = [np.zeros(p.shape) for p in held]
+    for x in subject.batch["x"]:
+        logs = student(x[None]).log_softmax(-1)
+        y = torch.multinomial(logs.detach().double().exp(), 1, generator=draws)
+        grads = torch.autograd.grad(logs.gather(1, y).sum(), held)
+        fisher = [f + g.double().numpy() ** 2 / 16 for f, g in zip(fisher, grads, strict=True)]
+    assert trace == pytest.approx(sum(f.sum() for f in fisher), rel=1e-4)
+    before = [p.detach().clone() for p in held]
+    with torch.no_grad():
+        for number, p in enumerate(held):
+            p.add_(torch.tensor(normal(number, *p.shape), dtype=p.dtype), alpha=0.01)
+    away = [(p.detach() - b).double().numpy() for p, b in zip(held, before, strict=True)]
+    _, (penalty, moved, *_) = examine.examine("ewc", subject, state)
+    expected = 0.5 * sum((f * a**2).sum() for f, a in zip(fisher, away, strict=True))
+    assert penalty == pytest.approx(expected, rel=1e-4)
+    length = math.sqrt(sum(float(b.double().square().sum()) for b in before))
+    assert moved == pytest.approx(math.sqrt(sum((a**2).sum() for a in away)) / length, rel=1e-4)
+    assert parameters == sum(p.numel() for p in held)
+
+
+def test_ewc_is_anchored_anew_in_another_generation_and_for_a_smaller_student():
+    subject = pair_of(perceptron(1), perceptron(2))
+    state, _ = examine.examine("ewc", subject)
+    for other in (changed(subject, generation=1), pair_of(perceptron(3, inner=5), perceptron(2))):
+        anew, (penalty, moved, *_) = examine.examine("ewc", other, state)
+        assert (penalty, moved) == (0.0, 0.0)
+        assert anew is not state
 
 
 def test_attention_kl_agrees_with_the_models_own_probabilities():
@@ -321,8 +396,8 @@ def test_a_look_leaves_modes_gradients_and_the_random_generator_as_they_were():
     teacher.eval()
     subject = pair_of(student, teacher)
     before, state = [p.clone() for p in student.parameters()], torch.get_rng_state()
-    for name in ("fisher_samples", "jacobian"):
-        assert examine.examine(name, subject) == examine.examine(name, subject)
+    for name in ("fisher_samples", "jacobian", "ewc"):
+        assert examine.examine(name, subject)[1] == examine.examine(name, subject)[1]
     with pytest.raises(ValueError, match="no look"), examining(subject.modules.values(), quiet):
         raise ValueError(f"no look {torch.rand(1)}")
     assert torch.equal(torch.get_rng_state(), state)

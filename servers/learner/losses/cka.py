@@ -12,10 +12,12 @@ denominator (a collapsed layer, mostly) gives 1 - 0 without a gradient, and is c
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from servers.learner.losses.base import KdSettings, Rows, Term
 from syscalls.errors import RecurosError
@@ -71,26 +73,79 @@ def _few(hidden: Tensor) -> Tensor:
 def hsic(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased HSIC of (x, y), (x, x), (y, y) with linear kernels: [layers, n, d1], [layers, n, d2] -> [layers, 3]; n >= 4.
 
-    HSIC(K, L) = [<K~, L~> + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2 (K~1)'(L~1) / (n-2)] / (n (n-3)), K~ = K with zero diagonal. Centred
-    features, which change nothing else, make the row sums of K vanish: K~1 is minus the diagonal.
+    The gradient is by x only: y is a teacher's.
     """
-    n = x.shape[1]
-    x, y = _centred(x), _centred(y)
-    diagonals = torch.stack((x.square().sum(2), y.square().sum(2)), dim=1)  # [layers, 2, n]
-    products = diagonals @ diagonals.transpose(1, 2)  # k'k, k'l, l'l
-    sums = diagonals.sum(2)
-    if x.shape[2] + y.shape[2] < n:
-        xt, yt = x.transpose(1, 2), y.transpose(1, 2)
-        inner = torch.stack([(a @ b).square().sum((1, 2)) for a, b in ((xt, y), (xt, x), (yt, y))], dim=1)
-        inner = inner - _three(products)
-    else:
-        away = 1.0 - torch.eye(n, dtype=x.dtype, device=x.device)
-        gram_x, gram_y = (x @ x.transpose(1, 2)) * away, (y @ y.transpose(1, 2)) * away
-        inner = torch.stack(
-            [(a * b).sum((1, 2)) for a, b in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))], dim=1
+    apply: Callable[..., Tensor] = _Hsic.apply
+    return apply(x, y)
+
+
+class _Hsic(torch.autograd.Function):
+    """HSIC(K, L) = [<K~, L~> + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2 (K~1)'(L~1) / (n-2)] / (n (n-3)), K~ = K with zero diagonal.
+
+    Centred features, which change nothing else, make the row sums of K vanish: K~1 is minus the diagonal k, k_i = |x_i|^2. Where features
+    are fewer than rows, <K~, L~> = |X'Y|_F^2 - k'l. The gradient is written out, since it is one product where autograd would make three:
+    d|X'Y|^2/dX = 2 Y Y'X, d|X'X|^2/dX = 4 X X'X, d<K~, L~>/dX = 2 L~ X, dk_i/dx_i = 2 x_i; centring takes the column means away.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor) -> Tensor:
+        """[layers, 3]."""
+        n, d = x.shape[1:]
+        x, y = _centred(x), _centred(y)
+        diagonals = torch.stack((x.square().sum(2), y.square().sum(2)), dim=1)  # [layers, 2, n]
+        products = diagonals @ diagonals.transpose(1, 2)  # k'k, k'l, l'l
+        sums = diagonals.sum(2)
+        narrow = d + y.shape[2] < n
+        if narrow:
+            xt = x.transpose(1, 2)
+            first, second = xt @ x, y.transpose(1, 2) @ x  # X'X, Y'X
+            third = y.transpose(1, 2) @ y
+            inner = torch.stack([_square(second), _square(first), _square(third)], dim=1) - _three(products)
+        else:
+            first, second = (_gram(z) for z in (x, y))
+            inner = torch.stack([_dot(first, second), _dot(first, first), _dot(second, second)], dim=1)
+        totals = _three(sums[:, :, None] * sums[:, None, :])
+        ctx.save_for_backward(x, y, first, second, diagonals, sums)
+        ctx.narrow = narrow
+        return (inner + totals / ((n - 1) * (n - 2)) - 2.0 * _three(products) / (n - 2)) / (n * (n - 3))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        """By x."""
+        x, y, first, second, diagonals, sums = ctx.saved_tensors
+        n = x.shape[1]
+        scale = 2.0 / (n * (n - 3))
+        by_y, by_x = (grad[:, 0] * scale)[:, None, None], (grad[:, 1] * (2.0 * scale))[:, None, None]
+        if ctx.narrow:
+            made = torch.baddbmm(y @ (second * by_y), x, first * by_x)
+        else:
+            made = (second * by_y + first * by_x) @ x
+        share = 2.0 / (n - 2) + (1.0 if ctx.narrow else 0.0)
+        own = sums / ((n - 1) * (n - 2))
+        factor = by_y[:, 0] * (own[:, 1:] - share * diagonals[:, 1]) + by_x[:, 0] * (
+            own[:, :1] - share * diagonals[:, 0]
         )
-    totals = _three(sums[:, :, None] * sums[:, None, :])
-    return (inner + totals / ((n - 1) * (n - 2)) - 2.0 * _three(products) / (n - 2)) / (n * (n - 3))
+        made.addcmul_(x, factor[:, :, None])
+        return made.sub_(made.mean(1, keepdim=True)), None
+
+
+def _gram(x: Tensor) -> Tensor:
+    """X X' with zero diagonal."""
+    made = x @ x.transpose(1, 2)
+    made.diagonal(dim1=1, dim2=2).zero_()
+    return made
+
+
+def _square(x: Tensor) -> Tensor:
+    return _dot(x, x)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Sum of products, per layer."""
+    a, b = a.flatten(1), b.flatten(1)
+    found: Tensor = torch.linalg.vecdot(a, b)
+    return found
 
 
 def _three(pairs: Tensor) -> Tensor:

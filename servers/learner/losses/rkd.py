@@ -11,11 +11,12 @@ grow with the cube.
 
 from __future__ import annotations
 
-from functools import lru_cache
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from servers.learner.losses.base import KdSettings, Rows, Term, unit_mean
@@ -36,12 +37,41 @@ class RkdDistanceTerm(Term):
         """Of pairwise distances over their mean."""
         layers = _layers(rows, 2, self.name)
         weight = layers[0][2]
-        pair = torch.outer(weight, weight) * _upper(len(weight), weight.dtype, weight.device)
-        apart = [
-            functional.smooth_l1_loss(distances(student), distances(teacher), reduction="none")
-            for student, teacher, _ in layers
-        ]
-        return (sum(apart[1:], start=apart[0]) * pair).sum() / _mass(pair)
+        pair = torch.outer(weight, weight).fill_diagonal_(0.0)
+        pair /= _mass(pair)
+        apply: Callable[..., Tensor] = _Apart.apply
+        found = [apply(student, distances(teacher), pair) for student, teacher, _ in layers]
+        total: Tensor = sum(found[1:], start=found[0])
+        return total
+
+
+class _Apart(torch.autograd.Function):
+    """sum over i != j of pair_ij * huber(d_ij / mean d - target_ij), d the distances of the rows of x [n, d].
+
+    The gradient is written out: a dozen small operations, where autograd would record and undo thirty. With h' = clamp to [-1, 1] and
+    M = n (n - 1): dL/dd_ij = pair_ij h'_ij / mean - sum(pair h' d) / (mean^2 M), and dd_ij/dx_i = (x_i - x_j) / d_ij.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, target: Tensor, pair: Tensor) -> Tensor:
+        """The loss, and the gradient by x for later."""
+        x, apart, inverse = _measured(x)
+        n = len(x)
+        mean = apart.sum() / (n * (n - 1))
+        error = (apart / mean).sub_(target)
+        loss = (functional.huber_loss(error, torch.zeros_like(error), reduction="none") * pair).sum()
+        pull = error.clamp_(-1.0, 1.0).mul_(pair)
+        common = (pull * apart).sum() / (mean * (n * (n - 1))) / mean
+        pull = pull.div_(mean).sub_(common).mul_(inverse)
+        ctx.save_for_backward((x * pull.sum(1, keepdim=True) - pull @ x).mul_(2.0))
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        """Scaled."""
+        (made,) = ctx.saved_tensors
+        return grad * made, None, None
 
 
 class RkdAngleTerm(Term):
@@ -63,18 +93,28 @@ class RkdAngleTerm(Term):
         return total
 
 
+@torch.no_grad()
 def distances(x: Tensor) -> Tensor:
-    """|x_i - x_j| over the mean of those with i < j: [n, d] -> [n, n]; the diagonal means nothing.
+    """|x_i - x_j| over the mean of those of different rows: [n, d] -> [n, n], without a gradient."""
+    _, apart, _ = _measured(x)
+    n = len(x)
+    return apart * (n * (n - 1) / apart.sum())
+
+
+def _measured(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Centred rows, their distances [n, n], and the inverses of these; 0 on the diagonal, and for rows that coincide no inverse.
 
     Whole matrices: picking pairs out of them would cost more than it saves.
     """
     x = x - x.mean(0)
-    gram = x @ x.T
-    norms = gram.diagonal()
-    floor = float(norms.detach().sum()) * TINY + torch.finfo(x.dtype).tiny
-    found = (norms[:, None] + norms[None, :] - 2.0 * gram).clamp_min(floor).sqrt()
-    n = len(x)
-    return found * (n * (n - 1) / 2) / (found * _upper(n, x.dtype, x.device)).sum()
+    squared = x @ x.T
+    norms = squared.diagonal().clone()
+    floor = float(norms.sum()) * TINY + torch.finfo(x.dtype).tiny
+    squared.mul_(-2.0).add_(norms).add_(norms[:, None])
+    near = squared <= floor
+    apart = squared.clamp_min_(floor).sqrt_()
+    inverse = apart.reciprocal().masked_fill_(near, 0.0).fill_diagonal_(0.0)
+    return x, apart.fill_diagonal_(0.0), inverse
 
 
 def cosines(x: Tensor) -> Tensor:
@@ -96,12 +136,6 @@ def _layers(rows: Rows, least: int, name: str) -> list[tuple[Tensor, Tensor, Ten
     step = -(-count // SAMPLES_MAX)
     pairs = zip(rows.student_pooled, rows.teacher_pooled, strict=True)
     return [(student[::step], teacher[::step], rows.sample_weight[::step]) for student, teacher in pairs]
-
-
-@lru_cache(maxsize=8)
-def _upper(n: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """1 where i < j."""
-    return torch.ones((n, n), dtype=dtype, device=device).triu(1)
 
 
 def _mass(pair: Tensor) -> Tensor:

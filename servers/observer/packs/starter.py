@@ -1,11 +1,12 @@
-"""The default pack: temperature from calibration, weights on informative disagreement, and rules for pruning, swaps and plateaus.
+"""The default pack: temperature from calibration, weights on informative disagreement; pruning, swaps, plateaus, collapse, probes.
 
 Responsible for: temperature, up by `temperature_step` when the student's held-out ECE exceeds its moving average by `ece_rise`,
 else down when the student's mean entropy exceeds the teacher's by `entropy_excess`; weights w_i ~ (1 + weight_gain * d_i / mean d) *
 gate_i * band_i, with d_i the sample's disagreement, band_i = `band_floor` for the lowest and highest teacher entropies and gate_i = 0
 beyond the in-distribution threshold (`ood`), bounded, mean 1; and `rules`. Refuses: to move the temperature again before its last
-move can be seen; to follow a teacher that is worse than its student (mix `worse_mix` while it is); to leave out more than `ood_most` of
-the samples as outliers: that many are the data.
+move can be seen; with a `temperature_guard`, to move it on in a generation in which a move was followed by a fall of held-out
+accuracy by more than that (the move is taken back); to follow a teacher that is worse than its student (mix `worse_mix` while it
+is); to leave out more than `ood_most` of the samples as outliers: that many are the data.
 """
 
 from __future__ import annotations
@@ -36,6 +37,12 @@ NUMBERS: Final = {
     ),
     # A change shows in the evidence only after the policy lag; acting sooner would act twice on one cause.
     "cooldown": Number(limits.POLICY_LAG_WINDOWS + 1, 1, 10_000, "windows between two changes of temperature"),
+    "temperature_guard": Number(
+        0.0,
+        0.0,
+        1.0,
+        "fall of held-out accuracy after a move that takes it back and ends the rule for the generation; 0 never looks",
+    ),
     "drop_low": Number(0.10, 0.0, 0.45, "share of samples with the lowest teacher entropy outside the band"),
     "drop_high": Number(0.10, 0.0, 0.45, "share of samples with the highest teacher entropy outside the band"),
     "band_floor": Number(0.0, 0.0, 1.0, "factor for samples outside the band; 0 leaves them out"),
@@ -50,6 +57,8 @@ NUMBERS: Final = {
     **rules.PRUNE,
     **rules.SWAP,
     **rules.PLATEAU,
+    **rules.COLLAPSE,
+    **rules.CADENCE,
     **rules.CURRICULUM,
 }
 
@@ -62,7 +71,11 @@ def decide(evidence: Evidence, numbers: Numbers) -> Decision:
         rules.prune_ramp(evidence, numbers),
         rules.swap(evidence, numbers, "ema"),
         rules.plateau(evidence, numbers),
+        rules.cadence(evidence, numbers),
+        rules.collapse(evidence, numbers),
     )
+    if "hold" in settings or "restore" in settings:
+        settings.pop("swap", None)  # not to teach with what has collapsed
     return Decision(
         {"temperature": temperature, **settings},
         weights_of(evidence.samples, numbers, evidence.gate),
@@ -87,8 +100,13 @@ def _worse_teacher(evidence: Evidence, numbers: Numbers) -> rules.Asked:
 
 def _temperature(evidence: Evidence, numbers: Numbers) -> tuple[float, tuple[str, ...]]:
     tau, held_out = evidence.temperature, evidence.held_out
-    if not evidence.settled(numbers):
+    guards = evidence.guards
+    if not evidence.settled(numbers) or guards.frozen == evidence.generation:
         return tau, ()
+    if evidence.spoiled(numbers):
+        back, accuracy = guards.moved[0], guards.moved[1]
+        reason = f"held-out accuracy {held_out.accuracy:.4f} after {accuracy:.4f} before the move; no more in this generation"
+        return back, (f"temperature {tau:.3f} -> {back:.3f}: {reason}",)
     step = numbers["temperature_step"]
     # The first evaluation has nothing to be compared with.
     if held_out.fresh and held_out.count > 1 and held_out.ece > held_out.ema * (1 + numbers["ece_rise"]):
