@@ -148,7 +148,7 @@ def test_by_hand_does_what_it_says(clone: Path) -> None:
     counted = [
         float(re.search(r"^ +count +([\d.e+]+)", s.output, re.MULTILINE)[1])  # type: ignore[index]
         for s in steps
-        if s.text == "recuros probe stats 3"
+        if s.text == "recuros probe stats 7"
     ]
     assert counted == sorted(set(counted))
     assert len(counted) == 2
