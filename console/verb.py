@@ -114,6 +114,16 @@ class Noun(click.Group):
             raise click.UsageError(f"no command is called {name!r}{more}", ctx)
         return super().resolve_command(ctx, args)
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs with their first sentences, in full."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, first_sentence(command.help)) for name, command in self.commands.items()])
+
+
+def first_sentence(text: str | None) -> str:
+    """Up to the first full stop that ends one."""
+    return (text or "").partition(". ")[0].removesuffix(".") + "."
+
 
 def noun(name: str, doc: str) -> Noun:
     """A group of verbs under one noun."""

@@ -68,7 +68,8 @@ def propose(t: Turn, caller: Caller, args: dict[str, Any], cpu_ns: int, handlers
         return
     if row.name not in DECIDED_HERE | ASKED_ON:
         raise RecurosError("E1-NOSYS", f"{row.name} has a dry run of its own", hint=f"{row.name} dry_run=true")
-    handlers[row.name](Turn(rehearsal(t.state), t.now_ns, cap=t.cap), caller, values, cpu_ns)
+    tried = Turn(rehearsal(t.state), t.now_ns, cap=t.cap)
+    handlers[row.name](tried, caller._replace(inner=row.nr), values, cpu_ns)  # some answer at once: to nobody
     answer(t, caller, {"reply": [], "step": plan.next_step(t.state)})
 
 

@@ -9,10 +9,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 
+from kfs.ids import is_object_id
 from kfs.records import FIELDS, Record
 from kfs.store import Store
+
+ID_CHARS: Final = 11
+"""Of an object's id, in a line for people: as many as a table shows; `kfs show` has all of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +78,8 @@ def _brief(value: Any) -> str:
             return f"{len(value)} bytes"
         case None:
             return "-"
+        case str() if is_object_id(value):
+            return value[:ID_CHARS]
     return str(value)
 
 

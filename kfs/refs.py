@@ -6,6 +6,7 @@ things (E4-NOENT, E2-USAGE), naming all the forms.
 
 from __future__ import annotations
 
+import difflib
 import re
 from typing import Final
 
@@ -37,7 +38,9 @@ def resolve(store: Store, text: str) -> str:
     try:
         return store.resolve(text)
     except RecurosError as e:
-        raise RecurosError(e.code, f"{text!r:.80} names no snapshot: {e.message}", hint=f"give {FORMS}") from e
+        close = difflib.get_close_matches(text, [name for name in names(store) if name], n=3)
+        near = f"; did you mean: {', '.join(close)}?" if close else ""
+        raise RecurosError(e.code, f"{text!r:.80} names no snapshot: {e.message}{near}", hint=f"give {FORMS}") from e
 
 
 def names(store: Store) -> dict[str, str]:

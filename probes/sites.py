@@ -89,7 +89,14 @@ def select(hook: Hook, names: Sequence[str]) -> list[str]:
         return found
     what = KINDS[hook.kind]
     if not names:
-        raise RecurosError("E4-HOOK", f"{hook} matches nothing: the {hook.role} has no {hook.kind} site")
+        if hook.kind == "on_grad":
+            why, hint = (
+                f"no parameter of the {hook.role} is trained now",
+                "recuros status names the phase; try when one trains it",
+            )
+        else:
+            why, hint = f"the {hook.role} has no {hook.kind} site", "recuros probe ls --sites"
+        raise RecurosError("E4-HOOK", f"{hook} matches nothing: {why}", hint=hint)
     close = nearest(hook.glob, names)
     raise RecurosError(
         "E4-HOOK",

@@ -122,20 +122,20 @@ def _ns(moment: datetime) -> int:
 @verb(
     "show",
     "One record in full, with the hash of its leaf.",
-    examples=("recuros kfs show 12", "recuros kfs show 12 --json", "recuros kfs show 0 --run runs/first"),
+    examples=("recuros kfs show 12", "recuros kfs show -1 --json", "recuros kfs show 0 --run runs/first"),
     right=RIGHT,
     exits=(4, 9),
 )
 @click.argument("seq", type=int)
 def show(ctx: Context, seq: int) -> None:
-    """Print one record."""
+    """Print one record; a negative number counts from the end."""
     from kfs import records
     from kfs.log import render
     from kfs.merkle import leaf_hash
     from kfs.store import Store
 
     with Store.open_reader(_store_dir(ctx)) as store:
-        data = store.record_bytes(seq)
+        data = store.record_bytes(store.size + seq if -store.size <= seq < 0 else seq)
     row = {**render(records.decode(data)), "bytes": len(data), "leaf": leaf_hash(data).hex()}
     width = max(map(len, row))
     lines = []
@@ -145,6 +145,9 @@ def show(ctx: Context, seq: int) -> None:
         else:
             lines.append(f"{name + ':':<{width + 1}}  {_json(value)}")
     ctx.emit({"schema": "recuros.kfs.show/v1", **row}, "\n".join(lines))
+
+
+show.context_settings = {"ignore_unknown_options": True}  # -1 is a record and no option
 
 
 def _json(value: Any) -> str:

@@ -45,6 +45,7 @@ def prove(ctx: Context, seq: int, old: Path | None) -> None:
     from kfs.store import Store
 
     with Store.open_reader(ctx.run / "store") as store:
+        seq = store.size + seq if -store.size <= seq < 0 else seq
         prover = Prover(store)
         start = None if old is None else VerifiedCheckpoint(read_note_file(old), store.format.key)
         document = prover.document(seq, start)
@@ -62,6 +63,9 @@ def prove(ctx: Context, seq: int, old: Path | None) -> None:
         lines.append(f"and the log grew from the checkpoint of {document.consistency.old_size} records:")
         lines += [f"        {item}" for item in doc["from"]["consistency"]]
     ctx.emit(doc, "\n".join([*lines, OWN_KEY]))
+
+
+prove.context_settings = {"ignore_unknown_options": True}  # -1 is a record and no option
 
 
 @verb(

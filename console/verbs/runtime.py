@@ -210,11 +210,26 @@ def accuracies(status: dict[str, Any], split: str) -> tuple[float | None, float 
     return teacher.get("accuracy"), scores.get("student", {}).get("accuracy")
 
 
+def _plan(found: dict[str, Any]) -> str:
+    done, planned = found.get("done_windows", 0), found.get("planned", 0)
+    return (
+        f"{done} of {planned} windows"
+        if done <= planned
+        else f"{done} windows: the {planned} planned, and its last phase again"
+    )
+
+
+def _policy(settings: Any) -> str:
+    if not isinstance(settings, dict) or not settings:
+        return "none"
+    return " ".join(f"{k}={cell(v)[:11] if str(v).startswith('b3:') else cell(v)}" for k, v in settings.items())
+
+
 def _status_text(found: dict[str, Any]) -> str:
     phase, window, windows = found.get("phase", {}), found.get("window", {}), found.get("windows", {})
     lines = [
         f"{found.get('app')}  {found.get('state')}  boot {found.get('boot')}  up {found.get('uptime_ns', 0) / 1e9:.0f} s",
-        f"plan      {found.get('done_windows', 0)} of {found.get('planned', 0)} windows, generation {found.get('generation', 0)}",
+        f"plan      {_plan(found)}, generation {found.get('generation', 0)}",
     ]
     if phase:
         lines.append(f"phase     {phase.get('name')}  window {phase.get('window')} of {phase.get('windows')}")
@@ -234,7 +249,7 @@ def _status_text(found: dict[str, Any]) -> str:
     if found.get("cka") is not None:
         lines.append(f"cka       {found['cka']:.4f}")
     lines.append(f"probes    {', '.join(str(p.get('prog')) for p in found.get('probes', [])) or 'none'}")
-    lines.append(f"policies  {found.get('policies', 0)}  in force: {found.get('policy') or 'none'}")
+    lines.append(f"policies  {found.get('policies', 0)}  in force: {_policy(found.get('policy'))}")
     ledger = found.get("ledger", {})
     lines.append(f"ledger    {ledger.get('size', 0)} records, root {str(ledger.get('root', ''))[:16]}")
     lines.append(f"snapshot  {found.get('snapshot') or 'none yet'}")

@@ -264,6 +264,23 @@ def test_an_event_reaches_the_page(browser: Browser, dashboard: Served, runtime:
     browser.until("#page", "<b>seen in the page</b>")  # as text: markup in a record is no markup here
 
 
+def test_what_is_patched_stays_and_takes_on_what_differs(browser: Browser, dashboard: Served) -> None:
+    browser.open(dashboard.url)
+    browser.until("#conn-text", "live")
+    found = browser.ask(
+        "const { patch, keyed, h } = await import('/static/js/dom.js'); const box = h('div', {});"
+        "patch(box, h('i', { style: { width: '10%' }, title: 'a' }), 'one'); const first = box.firstChild;"
+        "patch(box, h('i', { style: { width: '90%' }, class: 'b' }), 'two', h('b', {}));"
+        "const list = h('ul', {}); const make = (x) => h('li', {}, x[1]); const key = (x) => x[0];"
+        "keyed(list, [[2, 'b'], [1, 'a']], key, make); const [two, one] = list.children;"
+        "keyed(list, [[3, 'c'], [2, 'B'], [1, 'a']], key, make); keyed(list, [[3, 'c'], [2, 'B']], key, make);"
+        "return [box.firstChild === first, first.style.width, first.className, first.hasAttribute('title'), box.textContent,"
+        " box.children.length, list.children[1] === two, one.isConnected, list.textContent]"
+    )
+    assert found == [True, "90%", "b", False, "two", 2, True, False, "cB"]
+    assert browser.complaints() == []
+
+
 def test_rows_that_stay_are_the_same_elements_so_that_clicks_and_selections_survive(
     browser: Browser, dashboard: Served, runtime: Live
 ) -> None:

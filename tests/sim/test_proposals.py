@@ -159,6 +159,14 @@ def test_a_dry_run_of_a_probe_that_costs_too_much_is_refused_and_not_recorded() 
     assert not any(r.kind is RecordKind.SCHED_REFUSE for r in world.disk.log)
 
 
+def test_a_dry_run_of_a_shutdown_leaves_the_runtime_up(world: World) -> None:
+    assert world.state is not None
+    assert propose(world, "shutdown", dry_run=True, mode="now")["reply"] == []
+    assert not world.state.halting
+    with pytest.raises(RecurosError, match="shutdown mode"):
+        propose(world, "shutdown", dry_run=True, mode="soon")
+
+
 @pytest.mark.parametrize("name", ["rl_calibrate", "evaluate"])
 def test_a_dry_run_of_what_the_observer_answers_asks_nobody(world: World, name: str) -> None:
     size = sum(r.kind in ("calibrate", "evaluate") for r in world.disk.log)

@@ -160,6 +160,12 @@ def test_global_options_go_before_and_after_the_verb(
     assert str(there) in capsys.readouterr().err
 
 
+def test_the_help_of_a_noun_has_the_first_sentence_of_each_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert console.run(["learner", "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    assert "Fit a scaling temperature to the last committed student on validation data." in page
+
+
 def test_the_syscall_table_is_printed_in_every_format(capsys: pytest.CaptureFixture[str]) -> None:
     assert console.run(["syscall", "--list"]) == 0
     assert "rl_set_kd [temperature=" in capsys.readouterr().out

@@ -9,6 +9,7 @@ from kfs_support import commit, key_of, miss, snapshot_of, tensor
 
 from console.main import run
 from kfs.log import Filter, render, select, summary
+from kfs.records import Record, RecordKind
 from kfs.store import Store
 
 
@@ -145,3 +146,24 @@ def test_a_summary_fits_its_width(store_run: Path) -> None:
         for record in store.records():
             assert len(summary(record, 40)) <= 40
             assert json.loads(json.dumps(render(record)))["kind"] == record.kind
+
+
+def test_a_record_is_shown_by_its_number_from_the_end(capsys: pytest.CaptureFixture[str], store_run: Path) -> None:
+    assert document(capsys, store_run, "kfs", "show", "-1")["seq"] == 3
+    assert document(capsys, store_run, "kfs", "show", "-4")["seq"] == 0
+    assert run(["kfs", "show", "-5", "--run", str(store_run)]) == 4
+    assert "no record -5" in capsys.readouterr().err
+
+
+def test_a_wrong_snapshot_name_gets_the_nearest_ones(capsys: pytest.CaptureFixture[str], store_run: Path) -> None:
+    with Store.open_writer(store_run / "store") as store:
+        root = store.record(2).result_snap
+        named = Record("operator:7.1", RecordKind.SNAPSHOT, {"name": "best", "window": 1}, 10**15, result_snap=root)
+        store.append([named])
+    assert run(["snapshot", "show", "bst", "--run", str(store_run)]) == 4
+    assert "did you mean: best?" in capsys.readouterr().err
+
+
+def test_a_line_of_the_log_holds_the_beginning_of_an_id(store_run: Path) -> None:
+    record = Record("observer", RecordKind.POLICY, {"settings": {"weights": "b3:" + "a1" * 32}}, 1)
+    assert summary(record) == "settings={weights=b3:a1a1a1a1}"

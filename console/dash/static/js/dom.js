@@ -60,7 +60,11 @@ function morph(old, made) {
     if (old.data !== made.data) old.data = made.data;
   } else {
     for (const { name } of [...old.attributes]) if (!made.hasAttribute(name)) old.removeAttribute(name);
-    for (const { name, value } of made.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+    for (const { name, value } of made.attributes) {
+      if (old.getAttribute(name) === value) continue;
+      if (name === "style") old.style.cssText = made.style.cssText; // the attribute itself is refused by the page's own policy
+      else old.setAttribute(name, value);
+    }
     morphChildren(old, made);
   }
 }
