@@ -329,6 +329,10 @@ def _check_teacher(path: Path, app: App, teacher: TeacherTable, refines: set[str
         raise _refuse(path, f"{where} has {found} of path, package, make, command, url", "give exactly one")
     if not teacher.licence.strip():
         raise _refuse(path, f"{where} has no licence note", 'licence = "..."')
+    if teacher.make is not None and teacher.mode not in ("causal", "vision"):
+        raise _refuse(path, f"{where}: a run makes no {teacher.mode} teachers", 'mode = "causal" or "vision"')
+    if teacher.mode == "vision" and any(c.data.get("kind") != "digit-images" for c in app.of_teacher(teacher.id)):
+        raise _refuse(path, f"{where} sees images, and its data are none", 'data = { kind = "digit-images" }')
     black_box = teacher.command is not None or teacher.url is not None
     if black_box != (teacher.mode == "black-box"):
         raise _refuse(

@@ -37,6 +37,7 @@ LOADER: Final = "nexus.pyz"
 JSON_BYTES_MAX: Final = 16 << 20
 FILES_MAX: Final = 10_000
 TIERS: Final = (1, 2, 3)
+TOWERS: Final = ("encoder", "decoder")
 PATH_FORM: Final = re.compile(r"[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)*")
 HASH_FORM: Final = re.compile(r"[0-9a-f]{64}")
 TOP_KEYS: Final = frozenset(
@@ -50,6 +51,11 @@ TOP_KEYS: Final = frozenset(
 def adapter_path(capability: str) -> str:
     """Where a capability's adapter lies."""
     return f"adapters/{capability}_adapter.safetensors"
+
+
+def tower_path(end: str, capability: str) -> str:
+    """Where the `end` ("encoder" or "decoder") of a capability of another modality is described."""
+    return f"{end}s/{capability}.json"
 
 
 @dataclass(frozen=True)
@@ -221,7 +227,10 @@ def _capabilities(value: Any, files: Mapping[str, Any], name: str) -> dict[str, 
         )
         if not well_formed:
             raise _damaged(name, f"capability {key!r}: adapter, rank, tier and gated do not fit together")
-        if adapter and adapter not in files:
-            raise _damaged(name, f"files does not list {adapter}")
+        towers = [about.get(end, "") for end in TOWERS]
+        if towers != ["", ""] and towers != [tower_path(end, key) for end in TOWERS]:
+            raise _damaged(name, f"capability {key!r}: encoder and decoder do not fit together")
+        if missing := [path for path in (adapter, *towers) if path and path not in files]:
+            raise _damaged(name, f"files does not list {missing[0]}")
         found[key] = Capability(key, adapter, rank, tier, gated, entry)
     return found

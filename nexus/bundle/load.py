@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nexus.bundle import decode, verify
 from nexus.bundle import format as form
-from nexus.model import quantized
+from nexus.model import pixels, quantized
 from nexus.model.adapter import Adapter
 from nexus.model.finite import first_not_finite
 from nexus.model.router import Route, Router
@@ -57,6 +57,7 @@ class NexusModel:
         self.student = student
         self.router = router
         self.runs = runs
+        self.towers = read_towers(bundle, manifest)
         self._tokenizer: Any = None
         self._turn = threading.Lock()
 
@@ -112,6 +113,25 @@ class NexusModel:
     def name(self) -> str:
         """The bundle's name."""
         return str(self.manifest.data["name"])
+
+    def encode_input(self, capability: str, values: Any) -> str:
+        """The prompt of something that is no text, such as an image [8, 8] in [0, 1], by a capability's encoder.
+
+        Raises RecurosError: E2-USAGE (the capability has none), E2-DATA (not what it encodes).
+        """
+        return self._tower(capability)[0].encode(values)
+
+    def decode_answer(self, capability: str, answer: str) -> int:
+        """What an answer means, by a capability's decoder: the number of a class (E2-DATA where it names none)."""
+        return self._tower(capability)[1].decode(answer)
+
+    def _tower(self, capability: str) -> pixels.Towers:
+        if capability not in self.towers:
+            there = ", ".join(self.towers) or "none"
+            raise RecurosError(
+                "E2-USAGE", f"capability {capability!r:.60} has no encoder", hint=f"those with one: {there}"
+            )
+        return self.towers[capability]
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
         """A chat as a prompt: by the tokenizer's template where it has one, else the contents with a line feed between."""
@@ -370,6 +390,19 @@ def _finite(state: dict[str, Tensor], name: str) -> None:
         raise RecurosError(
             "E2-MODEL", f"{name} holds a number that is not finite, in {key}", hint="do not use this bundle"
         )
+
+
+def read_towers(bundle: Path, manifest: form.Manifest) -> dict[str, pixels.Towers]:
+    """Encoder and decoder of each capability that has them."""
+    found = {}
+    for name, capability in manifest.capabilities.items():
+        if "encoder" in capability.about:
+            encoder, decoder = (form.tower_path(end, name) for end in form.TOWERS)
+            found[name] = (
+                pixels.encoder_of(form.read_json(bundle / encoder), encoder),
+                pixels.decoder_of(form.read_json(bundle / decoder), decoder),
+            )
+    return found
 
 
 def _check_router(router: Router, manifest: form.Manifest) -> None:

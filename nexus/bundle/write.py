@@ -24,6 +24,7 @@ from nexus.bundle import format as form
 from nexus.bundle.texts import LICENCE_NOTE, readme
 from nexus.model.finite import first_not_finite
 from nexus.model.names import checked
+from nexus.model.pixels import Towers
 from nexus.model.router import Router
 from nexus.model.student import NexusStudent
 from nexus.serve.standalone import archive
@@ -49,17 +50,20 @@ def write_bundle(
     tokenizer: Any,
     manifest_fields: Mapping[str, Any] | None = None,
     gated: Iterable[str] = frozenset(),
+    towers: Mapping[str, Towers] | None = None,
 ) -> form.Manifest:
     """Write a bundle to `path`, which must not exist, and return its manifest.
 
     `adapters`: which of the student's go in. `gated`: capabilities among them that load on an explicit opt-in only (tier 3).
     `manifest_fields` (all optional): `name`, `version`, `created` (text); `capabilities` {name: {tier: 1 or 2, and what else is to be
     said of it, such as its contract}}: a name without an adapter is one that the bare backbone has; `lineage`; `ledger_proof`;
-    `verify_report`: what the gate found; `licence`: the text of LICENSE.
+    `verify_report`: what the gate found; `licence`: the text of LICENSE. `towers`: (encoder, decoder) of capabilities of other modalities.
     """
     fields = _fields(manifest_fields)
     names, closed = [checked(name) for name in adapters], frozenset(map(checked, gated))
     capabilities = _capabilities(student, names, closed, fields["capabilities"])
+    for name in towers or {}:
+        capabilities[name] |= {end: form.tower_path(end, name) for end in form.TOWERS}
     if router is not None:
         _check_router(router, capabilities)
     with place(Path(path)) as folder:
@@ -69,6 +73,10 @@ def write_bundle(
         if router is not None:
             (folder / form.ROUTER).parent.mkdir()
             router.save(folder / form.ROUTER)
+        for name, pair in (towers or {}).items():
+            for end, said in zip(form.TOWERS, (pair[0].to_map(), pair[1].to_map()), strict=True):
+                (folder / form.tower_path(end, name)).parent.mkdir(exist_ok=True)
+                write_json(folder / form.tower_path(end, name), said)
         tokenizer.save_pretrained(folder / form.TOKENIZER)
         config = {**student.config.to_dict(), "adapters": {n: student.config.adapters[n] for n in names}}
         write_json(folder / form.CONFIG, config)
@@ -127,7 +135,7 @@ def _capabilities(
                 f"capability {name!r} has tier {tier!r}",
                 hint="1 or 2; 3 is for gated capabilities, and only for them",
             )
-        if taken := sorted(said.keys() & {"adapter", "rank", "layers", "gated"}):
+        if taken := sorted(said.keys() & {"adapter", "rank", "layers", "gated", *form.TOWERS}):
             raise RecurosError(
                 "E2-USAGE", f"capability {name!r}: {taken[0]!r} is set by the writer", hint="leave it out"
             )

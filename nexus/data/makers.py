@@ -1,4 +1,4 @@
-"""Teachers that the pilot makes itself: small byte-level Llama-like models, trained on a capability's own data.
+"""Teachers that a run makes itself, on a capability's own data: small byte-level Llama-like models, and a small image classifier.
 
 Responsible for: weights in a directory of safetensors that stands for a user's original, the same for the same seed.
 Refuses: to overwrite an original; distillation (that is the runtime's).
@@ -6,14 +6,18 @@ Refuses: to overwrite an original; distillation (that is the runtime's).
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -35,26 +39,68 @@ class Recipe:
 
 
 def make_teacher(
-    path: Path, recipe: Recipe, samples: Samples, context: int, seed: int, progress: Progress = silent
+    path: Path,
+    recipe: Recipe,
+    samples: Samples,
+    context: int,
+    seed: int,
+    progress: Progress = silent,
+    *,
+    vision: bool = False,
 ) -> None:
     """Train on `samples` and save under `path`; an original that is there stays. Seeded; the caller's generators are kept."""
     if (path / "config.json").is_file():
         return
+    part = path.with_name(path.name + ".part")
+    shutil.rmtree(part, ignore_errors=True)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the same bits whatever the number of cores, and no slower at these sizes
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            module = _fresh(recipe, context)
-            _train(module, recipe, samples, progress, path.name)
+            if vision:
+                _make_vision(part, recipe, samples, progress, path.name)
+            else:
+                _make_causal(part, recipe, samples, context, progress, path.name)
     finally:
         torch.set_num_threads(threads)
-    part = path.with_name(path.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
+    os.rename(part, path)
+
+
+def _make_causal(part: Path, recipe: Recipe, samples: Samples, context: int, progress: Progress, name: str) -> None:
+    module = _fresh(recipe, context)
+
+    def loss_of(pick: NDArray[np.int64]) -> Tensor:
+        ((_, ids, mask),) = samples.take(pick).batches(recipe.batch)
+        logits = module(input_ids=ids, attention_mask=mask).logits
+        return answer_loss(logits, ids, torch.from_numpy(samples.scored[pick]))
+
+    _train(module, recipe, len(samples), loss_of, progress, name)
     with quiet():
         module.save_pretrained(part)
     byte_tokenizer(context).save_pretrained(part)
-    os.rename(part, path)
+
+
+def _make_vision(part: Path, recipe: Recipe, samples: Samples, progress: Progress, name: str) -> None:
+    """A patch classifier on the images that the prompts hold, in the form that `recuros kfs checkout` writes."""
+    from safetensors.torch import save_file
+
+    from nexus.data.towers import PixelTower
+    from servers.models.patch import PatchConfig, PatchModel
+
+    tower, texts = PixelTower(), samples.texts()
+    images = torch.from_numpy(tower.decode([prompt for prompt, _ in texts]))
+    labels = torch.tensor([tower.labels.decode(answer) for _, answer in texts])
+    model = PatchModel(PatchConfig(layers=recipe.layers, width=recipe.width, heads=recipe.heads))
+    module = model.module
+
+    def loss_of(pick: NDArray[np.int64]) -> Tensor:
+        return functional.cross_entropy(module(images[pick])[0], labels[pick], label_smoothing=0.1)
+
+    _train(module, recipe, len(labels), loss_of, progress, name)
+    part.mkdir(parents=True)
+    save_file({key: value.contiguous() for key, value in module.state_dict().items()}, str(part / "model.safetensors"))
+    (part / "config.json").write_text(json.dumps({"architecture": model.architecture}) + "\n", encoding="utf-8")
 
 
 def _fresh(recipe: Recipe, context: int) -> Any:
@@ -77,18 +123,23 @@ def _fresh(recipe: Recipe, context: int) -> Any:
     )
 
 
-def _train(module: Any, recipe: Recipe, samples: Samples, progress: Progress, name: str) -> None:
+def _train(
+    module: Any,
+    recipe: Recipe,
+    size: int,
+    loss_of: Callable[[NDArray[np.int64]], Tensor],
+    progress: Progress,
+    name: str,
+) -> None:
     optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     order = torch.Generator().manual_seed(torch.initial_seed())
     module.train()
     for step in range(recipe.steps):
-        pick = torch.randint(0, len(samples), (recipe.batch,), generator=order).numpy()
-        ((_, ids, mask),) = samples.take(pick).batches(recipe.batch)
-        scored = torch.from_numpy(samples.scored[pick])
+        pick = torch.randint(0, size, (recipe.batch,), generator=order).numpy()
         warm = min(1.0, (step + 1) / 20)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / recipe.steps)))
-        loss = answer_loss(module(input_ids=ids, attention_mask=mask).logits, ids, scored)
+        loss = loss_of(pick)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)

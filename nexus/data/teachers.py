@@ -25,6 +25,7 @@ from torch import Tensor
 from nexus.app import TeacherTable
 from nexus.data.samples import Progress, Samples, item_scores, silent
 from nexus.data.sets import LETTERS
+from nexus.model.student import find_layers
 from nexus.model.tokenizer import EOS, PAD, VOCABULARY
 from nexus.quiet import quiet
 from servers.models import quantized
@@ -47,6 +48,21 @@ class Teacher(ABC):
     """A loaded teacher. `module` is what the profiler hooks."""
 
     module: Any
+
+    @property
+    def layers(self) -> list[torch.nn.Module]:
+        """What the profiler looks at, in order."""
+        return find_layers(self.module)
+
+    @property
+    def width(self) -> int:
+        """Of a layer's output."""
+        return int(self.module.config.hidden_size)
+
+    @property
+    def heads(self) -> int:
+        """Attention heads of a layer; 0 where that is not known."""
+        return int(getattr(self.module.config, "num_attention_heads", 0) or getattr(self.module.config, "n_head", 0))
 
     @abstractmethod
     def log_probs(self, samples: Samples, rows: slice, ids: Tensor, mask: Tensor) -> Tensor:
@@ -190,8 +206,8 @@ class EmbeddingTeacher(LetterTeacher):
         """Four letters."""
         texts: list[str] = []
         for prompt in prompts:
-            lines = prompt.rstrip(">").rstrip("\n").split("\n")
-            if len(lines) != 1 + len(LETTERS):
+            *lines, rest = prompt.split("\n")
+            if len(lines) != 1 + len(LETTERS) or len(rest) > 1:
                 raise RecurosError(
                     "E2-DATA",
                     "an encoder answers questions of the data kind 'choice' only",

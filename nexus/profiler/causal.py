@@ -20,11 +20,20 @@ from nexus.data.samples import Samples
 from nexus.model.tokenizer import PAD
 
 NON_NEGOTIABLE, RECOVERABLE, DISCARDABLE = "non-negotiable", "recoverable", "discardable"
+LINE_FEED: Final = 10
 CHANNEL_GROUPS: Final = 4
 """Parts that the channels of a feed-forward part are ablated in."""
 POINTS: Final = (2.0, 0.5)
 """More than 2 points lost: non-negotiable; 0.5 to 2: recoverable; less: discardable."""
-ATTENTION_OUT: Final = ("o_proj", "out_proj", "attention.output.dense", "attn.c_proj", "attention.dense", "out_lin")
+ATTENTION_OUT: Final = (
+    "o_proj",
+    "attn.out",
+    "out_proj",
+    "attention.output.dense",
+    "attn.c_proj",
+    "attention.dense",
+    "out_lin",
+)
 MLP_OUT: Final = ("down_proj", "fc2", "mlp.c_proj", "output.dense", "dense_4h_to_h", "lin2", "wo")
 
 
@@ -131,10 +140,16 @@ def _hooked(handle: Any) -> Iterator[None]:
         handle.remove()
 
 
+def _free(samples: Samples) -> NDArray[np.bool_]:
+    """What may be disturbed: bytes that are not scored, and no line feeds, which are the form of a question and not its content."""
+    free: NDArray[np.bool_] = ~samples.scored & (samples.ids < PAD) & (samples.ids != LINE_FEED)
+    return free
+
+
 def dropped(samples: Samples, share: float, seed: int) -> Samples:
     """Unscored bytes replaced by spaces with probability `share`; what is scored stays."""
     dice = np.random.default_rng(seed)
-    hit = (dice.random(samples.ids.shape) < share) & ~samples.scored & (samples.ids < PAD)
+    hit = (dice.random(samples.ids.shape) < share) & _free(samples)
     return Samples(np.where(hit, 32, samples.ids).astype(np.int16), samples.scored, samples.lengths, samples.images)
 
 
@@ -142,7 +157,7 @@ def typos(samples: Samples, share: float, seed: int) -> Samples:
     """Pairs of neighbouring unscored bytes swapped with probability `share`."""
     dice = np.random.default_rng(seed)
     ids = samples.ids.copy()
-    free = ~samples.scored & (samples.ids < PAD)
+    free = _free(samples)
     for row, at in zip(*np.nonzero(dice.random(ids.shape) < share), strict=True):
         if at + 1 < ids.shape[1] and free[row, at] and free[row, at + 1]:
             ids[row, at], ids[row, at + 1] = ids[row, at + 1], ids[row, at]

@@ -173,8 +173,8 @@ def train_backbone(ctx: Context) -> None:
         job = Job(BACKBONE, "", 0, None, data, training.steps, training.batch, training.lr)
         state, figures = train(ctx, job, ctx.paths.student)
         _save_backbone(ctx, ctx.paths.student, state)
-        work.wrote([ctx.paths.backbone])
         work.figures = {**figures, "capabilities": names}
+        work.wrote([ctx.paths.backbone, summary(ctx, BACKBONE, work.figures)])
 
 
 def _save_backbone(ctx: Context, base: Path, state: dict[str, torch.Tensor]) -> None:
@@ -218,8 +218,8 @@ def train_joint(ctx: Context, members: list[CapabilityTable]) -> None:
             save_adapter(path, tensors, *shapes[name])
         own = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
         _save_backbone(ctx, ctx.paths.backbone, own)
-        work.wrote([ctx.paths.backbone, *files.values()])
         work.figures = {**figures, "capabilities": names}
+        work.wrote([ctx.paths.backbone, *files.values(), summary(ctx, JOINT, work.figures)])
 
 
 def train_adapter(ctx: Context, capability: CapabilityTable) -> None:
@@ -236,8 +236,20 @@ def train_adapter(ctx: Context, capability: CapabilityTable) -> None:
         tensors, figures = train(ctx, job, ctx.paths.backbone)
         path = adapter_path(ctx, capability.name)
         save_adapter(path, tensors, rank, job.layers)
-        work.wrote([path])
-        work.figures = {**figures, "rank": rank, "steps": steps}
+        work.figures = {**figures, "rank": rank, "steps": steps, "attempt": state.attempt}
+        work.wrote([path, summary(ctx, capability.name, work.figures)])
+
+
+def summary(ctx: Context, name: str, figures: dict[str, Any]) -> Path:
+    """What the last training of a capability came to, as a file beside its checkpoint: how the anchor's error went, by which path."""
+    return write_json(ctx.paths.checkpoints / f"{name}.summary.json", finite(figures))
+
+
+def finite(value: Any) -> Any:
+    """JSON knows no NaN; a figure that is none is null."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def adapter_path(ctx: Context, capability: str) -> Path:

@@ -20,6 +20,7 @@ from nexus.bundle.write import versions, write_bundle
 from nexus.context import Context, read_json, write_json
 from nexus.gate.prove import Case, prove, save_items
 from nexus.judge import PASS
+from nexus.model.pixels import Towers, digits
 from nexus.model.router import Router
 from nexus.model.student import NexusStudent
 from nexus.model.tokenizer import byte_tokenizer
@@ -262,9 +263,13 @@ def pack(ctx: Context, path: Path, report: dict[str, Any]) -> None:
     }
     router = fit_router(ctx, student, names)
     tokenizer = byte_tokenizer(ctx.app.table.student.context)
-    write_bundle(
-        path, student, names, router, tokenizer, fields, gated={n for n in names if ctx.app.capability(n).gated}
-    )
+    gated = {n for n in names if ctx.app.capability(n).gated}
+    write_bundle(path, student, names, router, tokenizer, fields, gated=gated, towers=towers_of(ctx, names))
+
+
+def towers_of(ctx: Context, names: list[str]) -> dict[str, Towers]:
+    """Encoders and decoders of the capabilities that read images."""
+    return {n: digits() for n in names if ctx.app.capability(n).data.get("kind") == "digit-images"}
 
 
 def package(ctx: Context) -> None:

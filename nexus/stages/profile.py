@@ -8,6 +8,7 @@ component.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -25,6 +26,7 @@ from nexus.context import Context, read_json, write_json
 from nexus.data import teachers
 from nexus.data.samples import Samples
 from nexus.model.student import find_layers
+from nexus.model.tokenizer import PAD
 from nexus.profiler import causal, protected
 from nexus.profiler.covariance import (
     CovarianceProbe,
@@ -34,6 +36,7 @@ from nexus.profiler.covariance import (
     Rows,
     canonical,
     rank_of,
+    rsa,
     spectrum,
 )
 from nexus.stages.scope import max_rank, restore
@@ -79,14 +82,14 @@ def profile(ctx: Context) -> None:
         overlap = _overlaps(ctx)
         for name, row in plan.items():
             row["shares_with"] = sorted(
-                b if a == name else a for (a, b), c in overlap.items() if name in (a, b) and c >= OVERLAP
+                b if a == name else a for (a, b), found in overlap.items() if name in (a, b) and found["cca"] >= OVERLAP
             )
         root = ctx.paths.profiles
         write_json(root / "adapter_capacity_plan.json", plan)
         write_json(root / "protected_subspaces.json", subspaces)
         write_json(
             root / "manifest.json",
-            {"overlap": {f"{a}/{b}": round(c, 4) for (a, b), c in overlap.items()}, "capabilities": sorted(plan)},
+            {"overlap": {f"{a}/{b}": found for (a, b), found in overlap.items()}, "capabilities": sorted(plan)},
         )
         work.wrote([root / n for n in ("adapter_capacity_plan.json", "protected_subspaces.json", "manifest.json")])
         work.figures = {name: row["rank"] for name, row in plan.items()}
@@ -113,7 +116,7 @@ class Profile:
         self.seen = data["train"].head(options.items)
         self.held = data["validation"].head(causal_items)
         self.pilot = data["validation"].head(options.pilot_items)
-        self.layers = find_layers(self.teacher.module)
+        self.layers = self.teacher.layers
         self.base = self.score(self.held)
         losses, keys = self.key_layers(options.key_layers)
         moments = self.moments(keys)
@@ -159,7 +162,7 @@ class Profile:
         probes = {layer: CovarianceProbe(rows) for layer in keys}
         incremental: dict[int, IncrementalProbe] = {}
         if self.ctx.app.table.profiling.method == "incremental-pca":
-            incremental = {layer: IncrementalProbe(rows, min(64, self.width() - 1)) for layer in keys}
+            incremental = {layer: IncrementalProbe(rows, min(64, self.teacher.width - 1)) for layer in keys}
         with hooked(self.teacher.module, {**{self.name_of(n): p for n, p in probes.items()}}) as dispatcher:
             for n, (layer, probe) in enumerate(incremental.items()):
                 dispatcher.attach(1000 + n, f"on_forward:teacher/{self.name_of(layer)}", probe)
@@ -175,10 +178,6 @@ class Profile:
         """A layer's module path."""
         wanted = self.layers[layer]
         return str(next(name for name, module in self.teacher.module.named_modules() if module is wanted))
-
-    def width(self) -> int:
-        """The teacher's hidden size."""
-        return int(self.teacher.module.config.hidden_size)
 
     def spectral(self, layer: int, moments: Moments, lost: float) -> dict[str, Any]:
         """Basis, coefficients and meta of a key layer; its rank is what patch-in says."""
@@ -196,7 +195,7 @@ class Profile:
         meta = {
             "layer": layer,
             "name": self.name_of(layer),
-            "width": self.width(),
+            "width": self.teacher.width,
             "rank": rank,
             "rank_97": rank_of(variances, 0.97),
             "points_lost_when_skipped": lost,
@@ -214,7 +213,7 @@ class Profile:
         """The smallest k, by bisection, whose patch-in flips few enough predictions of held-out items; loop 2->2 raises the ceiling."""
         plain = self.log_probs()
         tried: list[dict[str, Any]] = []
-        ceiling = min(len(basis), max(8, self.width() // 2))
+        ceiling = min(len(basis), max(8, self.teacher.width // 2))
         if not self._passes(layer, mean, basis, ceiling, plain, tried) and ceiling < len(basis):
             args = {
                 "edge": "2->2",
@@ -271,7 +270,7 @@ class Profile:
 
     def heads(self, keys: list[int]) -> list[dict[str, Any]]:
         """Causal importance of each head and each group of channels of the key layers."""
-        count, rows = causal.heads_of(self.teacher.module), []
+        count, rows = self.teacher.heads, []
         for layer in keys:
             for kind, module, groups in protected.groups(self.layers[layer], count):
                 if module is None or not groups or not protected.inputs(module):
@@ -300,14 +299,20 @@ class Profile:
     def _changed(self, samples: Samples) -> float:
         return round(100 * (self.base - self.score(samples)), 3)
 
+    @torch.no_grad()
     def verify_outputs(self, samples: Samples) -> None:
-        """The teacher's answers on 50 items, as text: what a person can read beside the student's."""
-        import json
-
+        """The teacher's own output on 50 items, as text: its likeliest byte at each scored position, given what stands before it."""
         scores = self.teacher.scores(samples, self.metric)
+        said: list[str] = []
+        for rows, ids, mask in samples.batches():
+            best = self.teacher.log_probs(samples, rows, ids, mask).argmax(dim=-1)
+            for i, scored in enumerate(samples.scored[rows]):
+                tokens = best[i, np.flatnonzero(scored) - 1].tolist()
+                said.append(bytes(t for t in tokens if t < PAD).decode("utf-8", "replace"))
         with (self.folder / "verify_outputs.jsonl").open("w", encoding="utf-8") as file:
-            for (prompt, answer), score in zip(samples.texts(), scores, strict=True):
-                file.write(json.dumps({"prompt": prompt, "answer": answer, "teacher_score": float(score)}) + "\n")
+            for (prompt, answer), score, output in zip(samples.texts(), scores, said, strict=True):
+                row = {"prompt": prompt, "answer": answer, "output": output, "teacher_score": float(score)}
+                file.write(json.dumps(row) + "\n")
 
 
 @contextmanager
@@ -354,9 +359,10 @@ def _plans(ctx: Context) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return plan, subspaces
 
 
-def _overlaps(ctx: Context) -> dict[tuple[str, str], float]:
-    """Mean of the ten largest canonical correlations of the last key layers of every two byte-level teachers, on shared text."""
-    found: dict[tuple[str, str], float] = {}
+def _overlaps(ctx: Context) -> dict[tuple[str, str], dict[str, float]]:
+    """Of the last layers of every two byte-level teachers, on shared text: {"cca": mean of the ten largest canonical correlations over
+    positions, "rsa": representational similarity over items}."""
+    found: dict[tuple[str, str], dict[str, float]] = {}
     byte_level = [
         c for c in ctx.live() if (t := ctx.app.teacher(c.teacher)).mode == "causal" and t.tokenizer == "bytes"
     ]
@@ -373,7 +379,8 @@ def _overlaps(ctx: Context) -> dict[tuple[str, str], float]:
     return found
 
 
-def _overlap(pair: list[teachers.Teacher], samples: Samples) -> float:
+def _overlap(pair: list[teachers.Teacher], samples: Samples) -> dict[str, float]:
+    means: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     rows = Rows()
     probes = [PairProbe(rows) for _ in pair]
     moments: Moments | None = None
@@ -399,6 +406,11 @@ def _overlap(pair: list[teachers.Teacher], samples: Samples) -> float:
             both = torch.cat((a, b), dim=1)
             moments = Moments(both.shape[1]) if moments is None else moments
             moments.add(both)
+            lengths = mask.sum(1).tolist()
+            for kept, values in zip(means, (a, b), strict=True):
+                kept += [item.mean(0) for item in torch.split(values, lengths)]
     if moments is None:
-        return 0.0
-    return float(canonical(moments.covariance(), width)[:10].mean())
+        return {"cca": 0.0, "rsa": 0.0}
+    cca = float(canonical(moments.covariance(), width)[:10].mean())
+    first_means, second_means = (torch.stack(kept).double().numpy() for kept in means)
+    return {"cca": round(cca, 4), "rsa": round(rsa(first_means, second_means), 4)}

@@ -27,7 +27,7 @@ from nexus.data.teachers import Targets
 from nexus.model.tokenizer import VOCABULARY, byte_tokenizer
 from nexus.servers import targets
 from nexus.stages import distill
-from nexus.stages.gate import fit_router
+from nexus.stages.gate import fit_router, towers_of
 from nexus.stages.jobs import Job, train
 from syscalls.errors import RecurosError
 
@@ -165,9 +165,9 @@ def _pack(ctx: Context, names: list[str], report: dict[str, Any]) -> None:
         "verify_report": report,
     }
     router = fit_router(ctx, student, names)
-    write_bundle(
-        folder, student, [*names, NAME], router, byte_tokenizer(ctx.app.table.student.context), fields, gated=gated
-    )
+    tokenizer = byte_tokenizer(ctx.app.table.student.context)
+    towers = towers_of(ctx, names)
+    write_bundle(folder, student, [*names, NAME], router, tokenizer, fields, gated=gated, towers=towers)
 
 
 def _deltas(path: Path, rows: Sequence[tuple[bytes, bytes]]) -> None:

@@ -129,7 +129,8 @@ def find_original(ctx: Context, teacher: TeacherTable) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         recipe = Recipe(**teacher.make.model_dump())
         data = ctx.data(ctx.app.of_teacher(teacher.id)[0].name)["train"]
-        make_teacher(path, recipe, data, ctx.app.table.student.context, ctx.app.seed, ctx.progress)
+        context, vision = ctx.app.table.student.context, teacher.mode == "vision"
+        make_teacher(path, recipe, data, context, ctx.app.seed, ctx.progress, vision=vision)
         return path
     if teacher.package is not None:
         name, _, inside = teacher.package.partition("/")

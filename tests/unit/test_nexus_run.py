@@ -125,7 +125,8 @@ def test_every_artifact_of_the_table_is_there(made: Path) -> None:
         "configs/seed.txt", "configs/global_config.json", "configs/teacher_registry.json", "configs/student_arch.json",
         "profiles/sort/sort/heads_importance.json", "profiles/sort/sort/verify_outputs.jsonl", "profiles/manifest.json",
         "profiles/protected_subspaces.json", "profiles/adapter_capacity_plan.json", "verify_report.json",
-        "repro_manifest.json", "nexus_bundle_v1/manifest.json", "nexus_bundle_v1/adapters/word_adapter.safetensors",
+        "checkpoints/sort.summary.json", "checkpoints/backbone.summary.json", "repro_manifest.json",
+        "nexus_bundle_v1/manifest.json", "nexus_bundle_v1/adapters/word_adapter.safetensors",
     ):  # fmt: skip
         assert (made / name).is_file(), name
     assert (made / "configs/seed.txt").read_text(encoding="utf-8") == "42\n"
@@ -192,7 +193,7 @@ def test_the_windows_hold_no_gated_data_outside_its_adapter(made: Path) -> None:
     (backbone,) = [a for a in done if (a["stage"], a["capability"]) == (4, distill.BACKBONE)]
     assert backbone["figures"]["capabilities"] == ["sort"]
     assert [list(a["artifacts"]) for a in done if (a["stage"], a["capability"]) == (4, "word")] == [
-        ["checkpoints/word.safetensors"]
+        ["checkpoints/word.safetensors", "checkpoints/word.summary.json"]
     ]
 
 

@@ -17,6 +17,7 @@ from kfs.records import RecordKind
 from nexus import NexusModel
 from nexus import run as runs
 from nexus.context import Context, read_json, write_json
+from nexus.data import teachers
 from nexus.data.samples import pack
 from nexus.gate import check, prove
 from nexus.profiler import protected
@@ -248,6 +249,34 @@ def test_attention_of_protected_heads_weighs_more(ctx: Context) -> None:
     heads = teacher._teacher(input_ids=ids, attention_mask=mask, output_attentions=True).attentions
     assert torch.allclose(out.attention[0], 0.1 * heads[0][:, :1] + 0.9 * heads[0][:, 1:], atol=1e-6)
     assert torch.allclose(out.attention[1], heads[1].mean(1, keepdim=True), atol=1e-6)
+
+
+# What the profile leaves
+
+
+def test_teachers_are_compared_by_correlations_and_by_distances(ctx: Context) -> None:
+    found = read_json(ctx.paths.profiles / "manifest.json")["overlap"]
+    assert set(found) == {"sort/less", "sort/word", "less/word"}
+    assert all(0.0 <= v["cca"] <= 1.0 and -1.0 <= v["rsa"] <= 1.0 for v in found.values())
+    one = teachers.load(ctx.app.teacher("sort"), ctx.paths.teachers / "sort")
+    same = teachers.load(ctx.app.teacher("sort"), ctx.paths.teachers / "sort")
+    alike = profile._overlap([one, same], ctx.data("sort")["validation"])
+    assert alike["rsa"] == pytest.approx(1.0, abs=1e-4)
+    assert alike["cca"] > 0.95
+    assert alike["cca"] >= found["sort/less"]["cca"]
+
+
+def test_fifty_outputs_are_the_teachers_own(ctx: Context) -> None:
+    lines = (ctx.paths.profiles / "sort" / "sort" / "verify_outputs.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == min(50, len(ctx.data("sort")["validation"]))
+    assert all((row["output"] == row["answer"]) for row in rows if row["teacher_score"] == 1.0)
+    teacher = teachers.load(ctx.app.teacher("sort"), ctx.paths.teachers / "sort")
+    prompt = rows[0]["prompt"].encode()
+    ids = torch.tensor([list(prompt)])
+    with torch.no_grad():
+        first = int(teacher.module(input_ids=ids).logits[0, -1].argmax())
+    assert rows[0]["output"].encode()[:1] == bytes([first])[:1]
 
 
 # Reserved channels

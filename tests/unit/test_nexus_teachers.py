@@ -16,6 +16,7 @@ from nexus.data import sets, teachers
 from nexus.data.samples import Samples, item_scores, pack
 from nexus.data.towers import PixelTower, VisionTeacher
 from nexus.model.tokenizer import EOS, VOCABULARY
+from nexus.profiler import causal
 from nexus.quiet import quiet
 from nexus.servers.models import spread
 from nexus.stages.refine import hard_targets
@@ -127,6 +128,16 @@ def test_an_encoder_answers_by_cosine() -> None:
     assert torch.allclose(probs[0], torch.softmax(cosine, dim=-1))
     with pytest.raises(RecurosError, match="E2-DATA"):
         teacher.answers(["no options"])
+
+
+def test_an_encoder_reads_a_disturbed_question_too() -> None:
+    """The profiler drops and swaps bytes; the five lines stay five lines, and the answer may be another one."""
+    samples = sets.make("choice", {"train": 20, "validation": 20, "test": 20}, 42, 160)["test"]
+    teacher = teachers.EmbeddingTeacher(None, None)
+    teacher.embed = lambda texts: torch.nn.functional.one_hot(torch.tensor([len(t) % 4 for t in texts]), 4).float()  # type: ignore[method-assign]
+    for disturbed in (causal.dropped(samples, 0.5, 1), causal.typos(samples, 0.5, 1)):
+        assert not np.array_equal(disturbed.ids, samples.ids)
+        assert teacher.answers([prompt for prompt, _ in disturbed.texts()])[1].shape == (20, 4)
 
 
 def test_a_vision_teacher_sees_what_the_tower_wrote() -> None:
