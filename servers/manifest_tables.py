@@ -447,6 +447,8 @@ class Device(Table):
     """Windows of one and the same step before it is captured."""
     micro_batches_max: Annotated[int, Field(ge=1, le=64)] = 8
     """Out of memory, a window is retried with each batch in twice as many parts, up to so many; 1 does not retry smaller."""
+    offload_teacher: bool = False
+    """CUDA only: a float32 teacher lies in host memory between windows, and as long as `[cache]` serves it. Steps are then not captured."""
     temperature_soft_c: Positive | None = None
     """From here on no new window is granted until the device is `cool-down-c` below it. Absent: not guarded."""
     temperature_hard_c: Positive | None = None

@@ -86,6 +86,8 @@ class AsyncQueue:
 
     def take(self, timeout_s: float = 0.0) -> Job | None:
         """The oldest job, waiting for one at most `timeout_s`; None when there is none or the queue is closed."""
+        if not self._jobs and timeout_s <= 0.0:
+            return None  # between two steps: most often there is none, and waiting for none has its price
         with self._changed:
             self._changed.wait_for(lambda: self._jobs or self._closed, timeout_s)
             if not self._jobs:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from servers.learner.state import DTYPES, Leaf, byte_view, copy_into, host_copy, leaf_of
 
@@ -72,6 +71,13 @@ class Arena:
         """One view per parameter into a buffer of this layout."""
         return [flat[s.offset : s.offset + s.numel].view(s.shape) for s in self.slots]
 
+    def move(self, device: torch.device) -> None:
+        """Lay the parameters out anew on a device; not while they are trained."""
+        assert self.grad is None, "gradients and moments stay where the parameters are"
+        self.flat = self.flat.to(device, copy=True)
+        for parameter, view in zip(self.parameters, self.views(self.flat), strict=True):
+            parameter.data = view
+
     def train(self, on: bool) -> None:
         """Make the parameters trainable, with gradients that accumulate into one buffer, or freeze them."""
         self.grad = torch.zeros_like(self.flat) if on else None
@@ -112,8 +118,9 @@ class Arena:
 class FlatAdamW:
     """torch.optim's AdamW (Loshchilov and Hutter 2019), fused, over an arena in two parts: decayed and not.
 
-    The moments live in `exp_avg` and `exp_avg_sq`, laid out as the arena, so that a snapshot copies two buffers. The functional
-    form is called because the bookkeeping around `Optimizer.step` costs more than the update of a small model.
+    The moments live in `exp_avg` and `exp_avg_sq`, laid out as the arena, so that a snapshot copies two buffers. The operation under
+    `torch.optim.adamw` is called by itself, because the bookkeeping around it costs more than the update of a small model; a test
+    compares the bits.
     """
 
     def __init__(
@@ -141,21 +148,20 @@ class FlatAdamW:
 
     def step(self, lr: float | Tensor) -> None:
         """One update with the gradients in the arena; a tensor's rate is read on its device."""
+        self._step += 1.0
         for decay, (flat, grad, exp_avg, exp_avg_sq) in self._parts:
-            adamw(
+            torch._fused_adamw_(
                 flat,
                 grad,
                 exp_avg,
                 exp_avg_sq,
-                max_exp_avg_sqs=[],
-                state_steps=[self._step.clone()],  # adamw counts it up, once for each part
-                fused=True,
-                amsgrad=False,
+                [],
+                [self._step],
+                lr=lr,
                 beta1=self._betas[0],
                 beta2=self._betas[1],
-                lr=lr,
                 weight_decay=decay,
                 eps=self._eps,
+                amsgrad=False,
                 maximize=False,
             )
-        self._step += 1.0

@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -81,7 +81,8 @@ class Engine:
         check_pair(models["teacher"], models["student"], spec["teacher"], spec["student"])
         if models["student"].frozen:
             raise RecurosError("E2-MODEL", "a student in 8 or 4 bits cannot be trained", hint='load = "float32"')
-        self._roles = Roles(models, float(spec.get("ema", 0.99)), self.device)
+        offload = bool(spec.get("offload_teacher")) and self.device.type != "cpu"
+        self._roles = Roles(models, float(spec.get("ema", 0.99)), self.device, offload)
         self._pruning = Pruning()
         self._projectors = Projectors(self.device)
         self._objective = Objective(self._roles, self._projectors, dispatcher, seed)
@@ -242,7 +243,7 @@ class Engine:
         self._objective.memory.commit()
         self.step += 1
         self.phase_step += 1
-        return replace(metrics, grad_norm=norm, lr=lr)
+        return StepMetrics(metrics.step, metrics.loss, norm, lr, metrics.count, metrics.terms, metrics.trace)
 
     def skip(self, steps: int) -> None:
         """Leave micro-steps of the phase out, as a window that was cut short does: the schedule goes on where the plan does."""
@@ -267,7 +268,7 @@ class Engine:
         self.path.capture(pieces, {name: values.to(self.device) for name, values in batch.items()})
 
     def _pieces(self) -> Pieces | None:
-        if self.phase is None or self._roles.teacher.model.frozen:
+        if self.phase is None or self._roles.teacher.model.frozen or self._roles.offload:
             return None
         kd = self.kd_now if self.phase.train == "student" else TASK_ONLY
         return Pieces(
@@ -389,8 +390,17 @@ class Engine:
         """Parameters of a role's model."""
         return self.roles[role].model.param_count
 
+    def rest(self) -> None:
+        """Between windows: what the device need not hold leaves it."""
+        self._roles.rest()
+
+    def fetch(self) -> None:
+        """Both roles on the device."""
+        self._roles.fetch()
+
     def evaluate(self, role: str, arrays: Batch) -> dict[str, float]:
         """Scores of "teacher", "student" or "ema" on a whole split; draws nothing and changes nothing."""
+        self.fetch()
         if role == "ema":
             return evaluate(self._roles.averaged(), arrays)
         with self._dispatcher.quiet() if self._dispatcher is not None else nullcontext():
@@ -490,6 +500,8 @@ class Engine:
         trains = "" if self.phase is None else self.phase.train
         for name, role in self.roles.items():
             on = name == trains
+            if on and name == "teacher":
+                self._roles.fetch()
             role.model.module.train(on)
             if on != (role.arena.grad is not None):
                 role.arena.train(on)

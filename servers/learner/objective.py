@@ -119,7 +119,8 @@ class Objective:
         teacher = self._teach(batch, asked, settings) if fires or "teacher" in needs else None
         rows = self._rows(model, batch, out, teacher, kd, phase.label_smoothing, needs, step)
         values = [term.value(rows, kd) for term, _ in terms]
-        loss = sum((c * v for (_, c), v in zip(terms, values, strict=True)), start=rows.student.new_zeros(()))
+        weighed = [c * v for (_, c), v in zip(terms, values, strict=True)]
+        loss = sum(weighed[1:], start=weighed[0]) if weighed else rows.student.new_zeros(())
         numbers = torch.stack([loss, *values]).detach().tolist()
         _check_finite(terms, numbers, step)
         if fires and teacher is not None:
@@ -133,6 +134,7 @@ class Objective:
         role = self._roles.teacher
 
         def compute() -> Output:
+            self._roles.fetch()
             with torch.no_grad():
                 return role.model.forward(batch, **asked)
 
@@ -175,7 +177,7 @@ class Objective:
     ) -> Rows:
         rows = Rows(
             student=valid_rows(out.logits, out.valid_mask),
-            targets=valid_rows(model.targets(batch)[..., None], out.valid_mask)[:, 0],
+            targets=_valid(model.targets(batch), out.valid_mask),
             weight=_spread(batch, out.logits, out.valid_mask),
             teacher=None if teacher is None else valid_rows(teacher.logits, out.valid_mask),
             label_smoothing=smoothing,
@@ -208,6 +210,7 @@ class Objective:
 
     def _look(self, batch: Batch, step: int) -> Look:
         """Seeds differ from step to step and from run to run, and are functions of both: nothing of them is state."""
+        self._roles.fetch()
         student = self._roles.student
         quiet = self._dispatcher.quiet if self._dispatcher is not None else nullcontext
         seed = (self._seed * 1_000_003 + step) % (1 << 63)
@@ -226,6 +229,11 @@ class Objective:
             hidden=pairs,
             temperature=kd.temperature,
         )
+
+
+def _valid(values: Tensor, mask: Tensor | None) -> Tensor:
+    """As `valid_rows`, of numbers [B, ...] instead of rows."""
+    return values.reshape(-1) if mask is None else valid_rows(values[..., None], mask)[:, 0]
 
 
 def _check_finite(terms: list[tuple[Term, float]], numbers: list[float], step: int) -> None:
@@ -307,6 +315,8 @@ def _spread(batch: Batch, values: Tensor, mask: Tensor | None) -> Tensor:
     shape = values.shape[:-1]
     if weight is None:
         return values.new_ones(int(mask.sum()) if mask is not None else math.prod(shape))
+    if len(shape) == 1 and mask is None:
+        return unit_mean(weight)
     wide = weight.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
     return unit_mean(valid_rows(wide[..., None], mask)[:, 0])
 

@@ -1,7 +1,7 @@
 """Teacher and student, the student's moving average, and how one becomes the other.
 
-Responsible for: the two roles and their arenas; swaps; capture and restore of both and of the average. Refuses: a swap of a mode
-that it does not know.
+Responsible for: the two roles and their arenas; swaps; capture and restore of both and of the average; on a device, one teacher at a time,
+and none between windows where `offload` asks for it. Refuses: a swap of a mode that it does not know.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from syscalls.errors import RecurosError
 from syscalls.limits import SWAP_MODES
 
 ROLES: Final = ("teacher", "student")
+HOST: Final = torch.device("cpu")
 ARCHITECTURES: Final = "policy/roles/state"
 
 
@@ -37,6 +38,12 @@ class Role:
 def _arena(model: Model) -> Arena:
     """A model's parameters; of a frozen one nothing is state, so that it has an empty one."""
     return Arena(nn.Module() if model.frozen else model.module)
+
+
+def _move(role: Role, device: torch.device) -> None:
+    role.arena.move(device)
+    for buffer in role.model.module.buffers():
+        buffer.data = buffer.data.to(device)
 
 
 class Carry:
@@ -65,8 +72,10 @@ class Roles:
         models: Mapping[str, Model],
         momentum: float,
         device: torch.device = torch.device("cpu"),  # noqa: B008
+        offload: bool = False,
     ) -> None:
-        self._device = device
+        self._device, self.offload = device, offload
+        self._rests = False
         for model in models.values():
             model.place(device)
         self.held = {name: Role(model, _arena(model)) for name, model in models.items()}
@@ -86,6 +95,18 @@ class Roles:
         """Who imitates."""
         return self.held["student"]
 
+    def rest(self) -> None:
+        """Lay a teacher that nothing trains into host memory, if that was asked for; `fetch` brings it back."""
+        if self.offload and not self._rests and not self.teacher.model.frozen and self.teacher.arena.grad is None:
+            _move(self.teacher, HOST)
+            self._rests = True
+
+    def fetch(self) -> None:
+        """Have the teacher on the device, for whoever is about to run or change it."""
+        if self._rests:
+            self._rests = False
+            _move(self.teacher, self._device)
+
     def follow(self) -> None:
         """One step of the moving average."""
         self.ema.lerp_(self.student.arena.flat, 1.0 - self.momentum)
@@ -94,6 +115,7 @@ class Roles:
         """teacher := the student's moving average ("ema"), or the student as it stands."""
         if mode not in SWAP_MODES:
             raise RecurosError("E2-LIMIT", f"swap mode {mode!r} is unknown", hint=f"one of {', '.join(SWAP_MODES)}")
+        self.fetch()
         student = self.student
         self._reshape("teacher", student.model.architecture)
         teacher = self.teacher
@@ -140,6 +162,9 @@ class Roles:
     def _reshape(self, role: str, architecture: dict[str, Any]) -> None:
         """Give the role this architecture; its weights are whatever the builder made of seed 0 until they are written."""
         if self.held[role].model.architecture != architecture:
+            if role == "teacher" and self._device != HOST and not self.held[role].model.frozen:
+                self.held[role].arena.train(False)
+                _move(self.held[role], HOST)  # the old one and the new one are not on the device at one time
             model = self._build(architecture, 0)
             self.held[role] = Role(model, _arena(model), self.held[role].version + 1)
             self.held[role].arena.train(False)
@@ -159,6 +184,7 @@ class Roles:
     def restore(self, leaves: Mapping[str, Leaf]) -> None:
         """Inverse of `capture`."""
         architectures = value_of(leaves, ARCHITECTURES)
+        self.fetch()
         self._cache.clear()
         for name in ROLES:
             self._reshape(name, architectures[name])

@@ -136,6 +136,11 @@ class LearnerService:
         prepare(device, (config.get("device") or {}).get("memory_mb"))
         if device.type != "cpu":
             config["model"]["device"] = str(device)  # and so in the papers that a replay reads
+        if (config.get("device") or {}).get("offload_teacher"):
+            config["model"]["offload_teacher"] = True
+            if device.type == "cpu":
+                note = "[device] offload-teacher: the learner computes on the CPU, so there is nothing to move"
+                print(note, file=sys.stderr, flush=True)  # noqa: T201 - the server's log
         engine = Engine(dict(config["model"]), int(config["seed"]), self._dispatcher)
         engine.keep_teacher_outputs(self._outputs)
         length = (config.get("data") or {}).get("seq_len")
@@ -322,6 +327,7 @@ class LearnerService:
             "window_staged", window=grant.window, snapshot=root, metrics=metrics, maps=maps, trace=trace
         )
         self._state = Held(root, leaves)
+        self._engine.rest()
         self._programs.between_windows()
         self._store_outputs()
 

@@ -18,6 +18,7 @@ def subject_of(engine: Engine, dispatcher: Dispatcher, batch: Batch) -> Subject:
     """Both roles on `batch`, the last that was trained on; rows are those with a target."""
 
     def forward(role: str, columns: Batch) -> tuple[Tensor, Tensor]:
+        engine.fetch()
         model = engine.roles[role].model
         there = {name: values.to(engine.device) for name, values in columns.items()}
         out = model.forward(there)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from servers.learner.arena import Arena, FlatAdamW
 from servers.learner.engine import Engine
 from servers.learner.state import Leaf
 from servers.learner.trace import joined
@@ -306,3 +308,29 @@ def test_a_student_that_is_its_teacher_is_left_where_it_is_by_the_hint() -> None
         assert done.terms["hint"] < 1e-2
         assert done.terms["kd"] < 1e-2
     assert float((student.flat.detach() - before).norm() / before.norm()) < 0.05
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.05])
+def test_the_update_is_torchs_adamw_bit_for_bit(decay: float) -> None:
+    torch.manual_seed(1)
+    ours = torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Linear(5, 3))
+    theirs = copy.deepcopy(ours)
+    arena = Arena(ours)
+    arena.train(True)
+    update = FlatAdamW(arena, weight_decay=decay, betas=(0.9, 0.98), eps=1e-8)
+    groups = [
+        {"params": [p for p in theirs.parameters() if (p.dim() > 1) is matrices], "weight_decay": decay * matrices}
+        for matrices in (True, False)
+    ]
+    reference = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    for step in range(5):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            q.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+            assert p.grad is not None
+            p.grad.copy_(q.grad)
+        for group in reference.param_groups:
+            group["lr"] = 1e-3 * (step + 1)
+        update.step(1e-3 * (step + 1))
+        reference.step()
+    assert update.steps == 5
+    assert all(torch.equal(p, q) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))

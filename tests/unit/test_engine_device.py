@@ -123,6 +123,32 @@ def on(device: torch.device) -> dict[str, Any]:
     return {**SPEC, "device": str(device)}
 
 
+def test_a_teacher_that_rests_between_windows_changes_no_bit() -> None:
+    straight, resting = Engine(SPEC, 7), Engine(SPEC, 7)
+    resting._roles.offload = True  # on a device the manifest asks for it; here it moves from host memory to host memory
+    for engine in (straight, resting):
+        run_to(engine, 5)
+        engine.begin(DISTIL)
+    places = set()
+    for number in range(6):
+        if number == 3:
+            straight.swap("ema")
+            resting.swap("ema")
+        straight.micro_step(batch_at(number))
+        resting.micro_step(batch_at(number))
+        resting.rest()
+        assert resting._roles._rests
+        places.add(resting.roles["teacher"].arena.flat.data_ptr())
+    assert len(places) > 1
+    assert resting.digest() == straight.digest()
+    leaves = resting.capture()
+    resting.restore(leaves)
+    assert resting.evaluate("teacher", batch_at(1)) == straight.evaluate("teacher", batch_at(1))
+    resting.begin(TEACH)  # who is trained is on the device
+    resting.rest()
+    assert not resting._roles._rests
+
+
 @pytest.mark.gpu
 def test_a_state_moves_between_cpu_and_gpu_without_changing_a_parameter(cuda: torch.device) -> None:
     there, here = Engine(on(cuda), 7), Engine(SPEC, 7)
@@ -155,3 +181,16 @@ def test_the_gpu_computes_what_the_cpu_does_within_a_tolerance(cuda: torch.devic
     batch = batch_at(3, 64)
     scores = [evaluate(engine.roles["teacher"].model, batch) for engine in (there, here)]
     assert scores[0]["nll"] == pytest.approx(scores[1]["nll"], rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_a_resting_teacher_leaves_the_device(cuda: torch.device) -> None:
+    engine = Engine({**on(cuda), "offload_teacher": True}, 7)
+    run_to(engine, 5)
+    engine.begin(DISTIL)
+    engine.micro_step(batch_at(0))
+    assert engine.roles["teacher"].arena.flat.is_cuda
+    engine.rest()
+    assert all(not t.is_cuda for t in engine.roles["teacher"].model.module.state_dict().values())
+    engine.micro_step(batch_at(1))
+    assert engine.roles["teacher"].arena.flat.is_cuda
