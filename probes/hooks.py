@@ -1,8 +1,9 @@
-"""The dispatcher: one permanent hook per site of a live model, and the programs attached to each.
+"""The dispatcher: one permanent site per layer, attention module and parameter of a live model, and the programs attached to each.
 
-Responsible for: installing a hook on every layer, attention module and trainable parameter when a model is built; swapping
-the immutable tuple of programs of a site on attach and detach; cadence, checked before anything is computed; evicting a
-program that raises or writes, after which training goes on; counters and cost per program.
+Responsible for: the sites of every layer, attention module and trainable parameter when a model is built; swapping the immutable
+tuple of programs of a site on attach and detach; cadence, checked before anything is computed; putting PyTorch's hooks on exactly
+the sites that have something to do in a step, at its beginning, so that all others cost nothing; evicting a program that raises or
+writes, after which training goes on; counters and cost per program.
 Refuses: to alter the step. Programs run without autograd on detached tensors, and step results are bit-identical with and
 without them. A program that writes into a tensor in spite of that is evicted and leaves `tainted` set: the window must
 then be rolled back, because what it overwrote is gone.
@@ -59,14 +60,15 @@ class Attached:
 
 
 class Site:
-    """One hook site. An empty `programs` is the whole cost of a site that nobody watches."""
+    """One hook site. It carries a hook of PyTorch while it is armed: in the steps in which it has something to do."""
 
     __slots__ = (
-        "dispatcher", "full", "handle", "kind", "label", "module", "name", "path", "plan", "programs", "reason", "role", "sizes"
+        "compiled", "dispatcher", "full", "handle", "kind", "label", "module", "name", "path", "plan", "programs", "reason", "role", "sizes"
     )  # fmt: skip
 
     def __init__(self, dispatcher: Dispatcher | None, kind: str, role: str = "", name: str = "") -> None:
         self.dispatcher = dispatcher
+        self.compiled = False  # PyTorch then calls no hook of it
         self.kind = kind
         self.role = role
         self.name = name
@@ -80,6 +82,28 @@ class Site:
         self.module: nn.Module | Tensor | None = None
         self.sizes: sizes.Sizes = {}  # of what it hands out, once that was seen
 
+    @property
+    def busy(self) -> bool:
+        """Whether a pass of this step must come by here: a program is due, or its sizes or its path are still to be seen."""
+        if self.module is None or self.compiled:
+            return False
+        return bool(self.reason) or any(attached is _UNSEEN or attached.due for attached in self.programs)
+
+    def arm(self) -> None:
+        """Put the hook on; before any other hook of a layer, so that the layer's own output is read."""
+        module = self.module
+        if isinstance(module, nn.Module):
+            hook, kwargs = (self.on_attention, True) if self.kind == "on_attention" else (self.on_forward, False)
+            self.handle = module.register_forward_hook(hook, with_kwargs=kwargs, prepend=True)
+        elif module is not None and module.requires_grad:
+            self.handle = module.register_post_accumulate_grad_hook(self.on_grad)  # type: ignore[no-untyped-call]
+
+    def disarm(self) -> None:
+        """Take the hook off."""
+        if self.handle is not None:
+            self.handle.remove()
+            self.handle = None
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         # A copied model (an EMA, a snapshot) is another model: its forward passes must not count as this one's.
         return Site(None, self.kind, self.role, self.name)
@@ -92,10 +116,13 @@ class Site:
 
     def on_attention(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         """Forward hook of an attention module."""
+        if self.dispatcher is None:
+            return
         if self.reason and attention.eager(output) is not None:
             self.reason = ""  # no known projections, but it returns its probabilities: nothing to recompute
+            self.dispatcher.changed = True
         programs = self.programs
-        if programs and self.dispatcher is not None:
+        if programs:
             self.dispatcher.run(self, programs, {"call": (module, args, kwargs, output)})
 
     def on_grad(self, parameter: Tensor) -> None:
@@ -122,6 +149,8 @@ class Dispatcher:
         # The cadences in use, so that a step without a due program costs one modulo per cadence.
         self._cadences: tuple[tuple[int, tuple[Attached, ...]], ...] = ()
         self._stretch = 1
+        self.changed = False  # whether sites got or lost something to do since `_held` was made
+        self._held: list[Site] = []  # those that may ever be busy as things are
 
     # Sites
 
@@ -143,7 +172,6 @@ class Dispatcher:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad and parameter.is_leaf:
                 site = Site(self, "on_grad", role, name)
-                site.handle = parameter.register_post_accumulate_grad_hook(site.on_grad)  # type: ignore[no-untyped-call]
                 site.module, site.sizes = parameter, sizes.of_matrix(parameter)
                 by_kind["on_grad"].append(site)
         self._check_count(role)
@@ -151,6 +179,8 @@ class Dispatcher:
             if attached.hook.role == role and not attached.evicted:
                 self._place(attached, self._matching(attached.hook))
                 attached.installs += 1
+        self.changed = True
+        self._arm()
 
     def uninstall(self, role: str) -> None:
         """Take the role's dispatchers off its module; attached programs stay, without sites in it."""
@@ -158,8 +188,7 @@ class Dispatcher:
             for site in group:
                 site.programs = ()
                 site.dispatcher = site.module = None
-                if site.handle is not None:
-                    site.handle.remove()
+                site.disarm()
         for attached in self._attached.values():
             if attached.hook.role == role:
                 attached.sites = []
@@ -210,6 +239,7 @@ class Dispatcher:
         attached = self._attached[probe_id] = Attached(probe_id, where, program)
         self._place(attached, found)
         self._group_by_cadence()
+        self._arm()
         return list(attached.sites)
 
     def detach(self, probe_id: int) -> None:
@@ -230,11 +260,15 @@ class Dispatcher:
         """Begin a micro-step: decides which programs are due and frees the maps of what was detached before it."""
         self._step = step
         self._active = self._started = True
+        flipped = False
         for every, group in self._cadences:
             due = step % every == 0
             if group[0].due is not due:
                 for attached in group:
                     attached.due = due
+                flipped = True
+        if flipped or self.changed:
+            self._arm()
         if self._detached:
             for attached in self._detached.values():
                 attached.program.close()
@@ -352,9 +386,9 @@ class Dispatcher:
             torch._C._set_grad_enabled(grad_before)
             self._active = True
 
-    @staticmethod
-    def _see(site: Site, tensors: dict[str, Any]) -> tuple[Attached, ...]:
-        """The first firing of a site tells its sizes; from then on it costs what an unwatched site costs."""
+    def _see(self, site: Site, tensors: dict[str, Any]) -> tuple[Attached, ...]:
+        """The first firing of a site tells its sizes; from the next step on it costs what an unwatched site costs: nothing."""
+        self.changed = True
         if "call" in tensors:
             site.sizes = sizes.of_attention(tensors["call"], site.plan)
             site.path = attention.EAGER if attention.eager(tensors["call"][-1]) is not None else attention.RECOMPUTE
@@ -387,7 +421,17 @@ class Dispatcher:
 
     # Placing
 
+    def _arm(self) -> None:
+        """Hooks where something is to be done, and nowhere else. Between passes only: PyTorch walks a layer's hooks while it calls them."""
+        if self.changed:
+            self._held = [s for s in self._all_sites() if s.module is not None and (s.programs or s.reason or s.handle)]
+            self.changed = False
+        for site in self._held:
+            if site.busy is (site.handle is None):
+                site.arm() if site.handle is None else site.disarm()
+
     def _place(self, attached: Attached, found: Sequence[Site]) -> None:
+        self.changed = True
         for site in found:
             site.programs = (*site.programs, attached)
         attached.sites = [site.full for site in found]
@@ -395,6 +439,7 @@ class Dispatcher:
 
     def _remove(self, attached: Attached) -> None:
         attached.due = False
+        self.changed = True
         for site in self._all_sites():
             if attached in site.programs:
                 site.programs = tuple(a for a in site.programs if a is not attached)
@@ -452,23 +497,20 @@ class Dispatcher:
         site = Site(self, "on_forward", role, name)
         site.module, site.programs = layer, (_UNSEEN,)
         if compiled:
-            site.reason = "it is inside a compiled module"
-        else:
-            site.handle = layer.register_forward_hook(site.on_forward)
+            site.compiled, site.reason = True, "it is inside a compiled module"
         return site
 
     def _hook_attention(self, role: str, name: str, layer: nn.Module, compiled: bool) -> Site:
         site = Site(self, "on_attention", role, name)
         site.module, site.programs = layer, (_UNSEEN,)
-        how = attention.plan(layer)
         if compiled:
-            site.reason = "it is inside a compiled module"
+            site.compiled, site.reason = True, "it is inside a compiled module"
             return site
+        how = attention.plan(layer)
         if isinstance(how, str):
             site.reason = f"{how}, and it has not returned probabilities yet"
         else:
             site.plan = how
-        site.handle = layer.register_forward_hook(site.on_attention, with_kwargs=True)
         return site
 
     def _check_count(self, role: str) -> None:

@@ -283,6 +283,39 @@ def test_uninstalling_leaves_no_hook_behind(dispatcher):
     assert all(not layer._forward_hooks for layer in model.modules())
 
 
+def hooks_on(model):
+    """How many of PyTorch's hooks there are on a model and its parameters."""
+    layers = sum(len(layer._forward_hooks) for layer in model.modules())
+    return layers + sum(len(p._post_accumulate_grad_hooks or ()) for p in model.parameters())
+
+
+def test_pytorchs_hooks_are_on_the_sites_of_due_programs_and_only_in_their_steps(dispatcher):
+    model = student()
+    other = model.head.register_forward_hook(lambda *_: None)  # somebody else's stays, and comes later
+    dispatcher.install("student", model)
+    dispatcher.step(0)
+    model(images())  # sites tell their sizes
+    dispatcher.step(1)
+    assert hooks_on(model) == 1
+    program = Count(every=3)
+    dispatcher.attach(1, "on_forward:student/head", program)
+    dispatcher.attach(2, "on_grad:student/head.*", Count(every=6))
+    held = []
+    for step in range(2, 8):
+        dispatcher.step(step)
+        held.append(hooks_on(model) - 1)
+        model(images())
+    assert held == [0, 1, 0, 0, 1 + 2, 0]
+    assert program.seen == [(3, "student/head"), (6, "student/head")]
+    dispatcher.step(9)
+    assert next(iter(model.head._forward_hooks)) != other.id  # the layer's own output is read before others touch it
+    dispatcher.detach(1)
+    dispatcher.step(12)
+    assert hooks_on(model) - 1 == 2
+    dispatcher.uninstall("student")
+    assert hooks_on(model) == 1
+
+
 def test_unknown_hooks_and_globs_say_what_exists(dispatcher):
     dispatcher.install("student", student())
     with pytest.raises(RecurosError, match=r"blocks\.0\.attn") as caught:
