@@ -238,7 +238,7 @@ def _reason(made: Plan) -> str:
     if made.choices:
         parts.append(f"{len(made.choices)} of least utility per byte, to {made.budget} bytes")
     if made.unreferenced:
-        parts.append(f"{made.unreferenced} packs that nothing names")
+        parts.append(f"{made.unreferenced} pack{'s' * (made.unreferenced != 1)} that nothing names")
     return "; ".join(parts)
 
 

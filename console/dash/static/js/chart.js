@@ -7,6 +7,7 @@ const RIGHT = 12;
 const TOP = 18;
 const BOTTOM = 24;
 const POINTS_MAX = 700;
+const MARK_ROOM = 24; // pixels; closer together only the named ones are drawn
 
 export function ticks(low, high, wanted) {
   if (!(high > low)) return [low];
@@ -107,10 +108,13 @@ export class LineChart {
       parts.push(s("text", { class: "axis", x: px(x), y: this.height - 6, "text-anchor": "middle" }, this.xFormat(x)));
     }
     let lastLabel = -1e9;
-    for (const mark of this.marks.filter((m) => m.x >= x0 && m.x <= x1)) {
+    const marks = this.marks.filter((m) => m.x >= x0 && m.x <= x1);
+    const crowded = marks.length * MARK_ROOM > width;
+    for (const mark of marks) {
       const at = px(mark.x);
-      if (this.marks.length < 40) parts.push(s("line", { class: "mark", x1: at, x2: at, y1: TOP, y2: this.height - BOTTOM }));
-      if (mark.text && at - lastLabel > 52 && at + 44 < width) {
+      const named = mark.text && at - lastLabel > 52 && at + 44 < width;
+      if (named || !crowded) parts.push(s("line", { class: "mark", x1: at, x2: at, y1: TOP, y2: this.height - BOTTOM }));
+      if (named) {
         parts.push(s("text", { class: "mark-label", x: at + 4, y: TOP - 7 }, mark.text));
         lastLabel = at;
       }

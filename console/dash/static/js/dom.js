@@ -162,10 +162,10 @@ export function empty(title, text, command) {
   return h("div", { class: "empty" }, h("b", {}, title), text && h("span", {}, text), command && h("code", {}, command));
 }
 
-export function table(columns, rows, { none = "nothing yet", label } = {}) {
+export function table(columns, rows, { none = "nothing yet", label, tight } = {}) {
   if (!rows.length) return h("p", { class: "empty" }, none);
   return h("div", { class: "scroll" },
-    h("table", { "aria-label": label },
+    h("table", { "aria-label": label, class: tight && "tight" },
       h("thead", {}, h("tr", {}, columns.map((c) => h("th", { class: c.num && "num", scope: "col" }, c.name)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, columns.map((c) => h("td", { class: [c.num && "num", c.class].filter(Boolean).join(" ") || null }, c.of(row))))))));
 }

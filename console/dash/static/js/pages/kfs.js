@@ -15,7 +15,7 @@ export default {
     let timer = 0;
     const sizes = h("div", {});
     const reach = h("div", {});
-    const pins = h("div", {});
+    const pins = h("div", { class: "capped" });
     const preview = h("div", {});
     const past = h("div", {});
     const shown = h("output", {}, "50 %");

@@ -27,7 +27,7 @@ export default {
     const fair = h("div", {});
     const boxes = h("div", {});
     const decisions = h("div", {});
-    const used = new LineChart({ label: "Share of the budget used", height: 170, format: (y) => percent(y, 0), min: 0 });
+    const used = new LineChart({ label: "Share of the budget used", height: 285, format: (y) => percent(y, 0), min: 0 });
     root.append(
       head("Schedule", "Each bar is a window from its grant to its commit or rollback; a line shows the deadline of the open one and of each miss. Dots are dispatches of the fair class. Drag to move; arrow keys choose a window."),
       h("div", { class: "grid" },
@@ -67,7 +67,7 @@ export default {
       patch(reservations, sched?.reservations?.length ? sched.reservations.map((r) => h("div", {}, h("table", { class: "plain" }, h("tbody", {}, [["Name", `${r.name} of ${r.server}, lane ${r.lane}`], ["Budget / period", `${number(r.budget_ms)} / ${number(r.period_ms)} ms`], ["Deadline", `${number(r.deadline_ms)} ms`], ["Utilisation admitted", percent(r.utilisation, 0)], ["Used in all", duration(r.used_ns)], ["Overruns", count(r.overruns)], ["On overrun", r.overrun]].map(([k, v]) => h("tr", {}, h("td", { class: "quiet" }, k), h("td", {}, v))))), bar(r.utilisation, r.utilisation > 0.95 ? "bad" : ""))) : admitted(store));
       patch(fair, sched?.fair?.length ? meters(sched.fair) : h("p", { class: "quiet" }, store.gauges.denied?.sched ? `not shown: ${store.gauges.denied.sched}` : "Known while a runtime is up."));
       patch(boxes, store.gauges.channels ? table([{ name: "Server", of: (c) => c.server }, { name: "Waiting", num: true, of: (c) => `${c.messages} / ${c.messages_max}` }, { name: "Accepted", num: true, of: (c) => count(c.accepted) }, { name: "Refused", num: true, of: (c) => h("span", { class: c.refused ? "tone-bad" : "" }, count(c.refused)) }, { name: "Dropped", num: true, of: (c) => h("span", { class: c.dropped ? "tone-bad" : "" }, count(c.dropped)) }], store.gauges.channels, { label: "Mailboxes" }) : h("p", { class: "empty" }, "Known while a runtime is up."));
-      patch(decisions, table([{ name: "Record", of: (a) => recordLink(a.seq) }, { name: "Decision", of: (a) => pill(a.kind.replace("sched.", ""), a.kind === "sched.refuse" ? "bad" : "good") }, { name: "Reservation", of: (a) => a.name }, { name: "Budget / period", num: true, of: (a) => `${a.budget_ns / 1e6} / ${a.period_ns / 1e6} ms` }, { name: "Utilisation", num: true, of: (a) => h("span", { title: brief(a.witness, 200) }, percent(a.witness?.utilisation, 0)) }], store.boots.flatMap((b) => b.admissions).slice(-8).reverse(), { label: "Admissions" }));
+      patch(decisions, table([{ name: "Record", of: (a) => recordLink(a.seq) }, { name: "Decision", of: (a) => pill(a.kind.replace("sched.", ""), a.kind === "sched.refuse" ? "bad" : "good") }, { name: "Reservation", of: (a) => a.name }, { name: "Budget / period", num: true, of: (a) => `${a.budget_ns / 1e6} / ${a.period_ns / 1e6} ms` }, { name: "Utilisation", num: true, of: (a) => h("span", { title: brief(a.witness, 200) }, percent(a.witness?.utilisation, 0)) }], store.boots.flatMap((b) => b.admissions).slice(-8).reverse(), { label: "Admissions", tight: true }));
     }
     return { draw, close: () => {
       gantt.close();
