@@ -12,7 +12,20 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Final
 
-from kernel import channels, flow, interrupts, lifecycle, outbox, overrun, programs, reserve, slices, staging, steer
+from kernel import (
+    channels,
+    flow,
+    interrupts,
+    leases,
+    lifecycle,
+    outbox,
+    overrun,
+    programs,
+    reserve,
+    slices,
+    staging,
+    steer,
+)
 from kernel.broker import answer, answer_error, dispatch_fair, end_job, release_page, replied, sweep_pages
 from kernel.events import (
     Boot,
@@ -22,6 +35,7 @@ from kernel.events import (
     Event,
     Exited,
     PageAnswer,
+    PageKept,
     PageOffered,
     PageWanted,
     Received,
@@ -96,6 +110,8 @@ def _handle(t: Turn, event: Event) -> None:
             _page_offered(t, event)
         case PageWanted():
             _page_wanted(t, event)
+        case PageKept():
+            leases.kept(t, event)
         case Sampled():
             for name, (rss, cpu) in event.usage.items():
                 if name == "kernel":
@@ -384,6 +400,8 @@ def _tick(t: Turn) -> None:
                 reserve.go_on(t, **data)
             case "throttled":
                 reserve.go_on_again(t, **data)
+            case "lease":
+                leases.over(t, **data)
             case "slice":
                 _slice_overrun(t, **data)
 

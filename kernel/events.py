@@ -81,6 +81,15 @@ class PageWanted:
 
 
 @dataclass(frozen=True, slots=True)
+class PageKept:
+    """The answer to `LeaseOver`: the server still maps the page, or has it open."""
+
+    name: str
+    incarnation: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
 class Sampled:
     """Resident bytes and CPU ns of processes, for people. The key "kernel" is this process."""
 
@@ -105,7 +114,18 @@ class Continue:
 
 
 Event = (
-    Boot | Spawned | Exited | Received | Refused | PageOffered | PageWanted | Sampled | DrainWanted | Tick | Continue
+    Boot
+    | Spawned
+    | Exited
+    | Received
+    | Refused
+    | PageOffered
+    | PageWanted
+    | PageKept
+    | Sampled
+    | DrainWanted
+    | Tick
+    | Continue
 )
 
 
@@ -188,4 +208,27 @@ class Again:
     """There is more of a piece of work that was cut into slices: serve who waits, then send `Continue`. One is under way at a time."""
 
 
-Effect = Send | Spawn | Kill | Renice | PageAnswer | ChannelSet | ClosePage | Report | Exit | Again
+@dataclass(frozen=True, slots=True)
+class PageLeased:
+    """A revocation took this page from a server: remember which file it is, since its descriptor may be closed by `LeaseOver`."""
+
+    page: int
+    name: str
+    incarnation: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseOver:
+    """Forget what `PageLeased` said; with `look`, say `PageKept` if the server still has the page."""
+
+    page: int
+    name: str
+    incarnation: int
+    slot: int
+    look: bool
+
+
+Effect = (
+    Send | Spawn | Kill | Renice | PageAnswer | ChannelSet | ClosePage | PageLeased | LeaseOver | Report | Exit | Again
+)

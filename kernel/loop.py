@@ -8,7 +8,6 @@ socket; other users, and servers' children, on the operators' socket; keys that 
 
 from __future__ import annotations
 
-import array
 import os
 import signal
 import socket
@@ -20,7 +19,7 @@ from typing import Any, NamedTuple
 import msgpack
 import zmq
 
-from kernel import channels, config, core
+from kernel import channels, config, core, packets
 from kernel.events import (
     Again,
     Boot,
@@ -33,7 +32,10 @@ from kernel.events import (
     Exit,
     Exited,
     Kill,
+    LeaseOver,
     PageAnswer,
+    PageKept,
+    PageLeased,
     PageOffered,
     PageWanted,
     Received,
@@ -46,7 +48,7 @@ from kernel.events import (
     Spawned,
     Tick,
 )
-from kernel.procs import ancestors, cpu_ns, rss_bytes
+from kernel.procs import ancestors, cpu_ns, has_file, rss_bytes
 from kernel.state import State
 from syscalls import direct, limits, pages, remote, wire
 from syscalls.errors import RecurosError
@@ -60,9 +62,6 @@ EARLY = "the supervisor has not said yet which server this process is"
 AGAIN_LATER = frozenset({TOO_MANY, EARLY})
 """Refusals for now: the peer is told nothing, is cut after HANDSHAKE_MS, and comes again by itself. Any other is for good."""
 HANDSHAKE_MS = 2_000
-REPORT_BYTES_MAX = 128 << 10
-"""A packet to the supervisor holds at least so much, with the default buffers of any Linux."""
-REPORT_PART_BYTES_MAX = 1 << 10
 LOCAL, REMOTE = b"l", b"r"
 """First byte of an operator's route."""
 
@@ -92,6 +91,8 @@ class Loop:
         self.supervisor = os.getppid()
         self.conns: dict[int, tuple[socket.socket, str]] = {}
         self.fds: dict[int, int] = {}  # page -> descriptor
+        self.leased: dict[tuple[str, int, int], os.stat_result] = {}  # pages that a revocation took from a server
+        self.found: deque[Event] = deque()  # what effects brought to light; told to the core when they are all done
         self.table = self._table()
         self.next_page = 1
         self.operators = 0
@@ -212,6 +213,8 @@ class Loop:
         self.state, effects = core.step(self.state, event, time.monotonic_ns())
         for effect in effects:
             self.perform(effect)
+        while self.found:
+            self.step(self.found.popleft())
 
     def perform(self, effect: Effect) -> None:
         """Do what the core asked for."""
@@ -230,6 +233,11 @@ class Loop:
                 fd = self.fds.pop(effect.page, -1)
                 if fd >= 0:
                     os.close(fd)
+            case PageLeased():
+                if effect.page in self.fds:
+                    self.leased[effect.name, effect.incarnation, effect.slot] = os.fstat(self.fds[effect.page])
+            case LeaseOver():
+                self.lease_over(effect)
             case Spawn():
                 self.tell(["spawn", effect.name, effect.incarnation])
             case Kill():
@@ -242,6 +250,19 @@ class Loop:
                 self.exit_status = effect.status
             case Again():
                 self.again = True
+
+    def lease_over(self, effect: LeaseOver) -> None:
+        """Whether a server kept a page that was revoked is told to the core after this step."""
+        file = self.leased.pop((effect.name, effect.incarnation, effect.slot), None)
+        pid = next((p for p, who in self.pids.items() if who == (effect.name, effect.incarnation)), 0)
+        if file is None or not pid or not effect.look:
+            return
+        has = has_file(pid, file.st_dev, file.st_ino)
+        if has is None:
+            why = "page lease: the host does not let the kernel see what the process maps"
+            self.found.append(Refused(effect.name, why))
+        elif has:
+            self.found.append(PageKept(effect.name, effect.incarnation, effect.slot))
 
     def _too_large(self, effect: Send, error: RecurosError) -> None:
         """An answer that does not fit a frame becomes an error instead of silence."""
@@ -299,17 +320,14 @@ class Loop:
         self.control.send(msgpack.packb(message))
 
     def report(self, event: dict[str, Any]) -> None:
-        """To the launcher, through the supervisor. A status that no packet holds goes without its largest parts, and names them."""
-        if "status" in event and len(msgpack.packb(event)) > REPORT_BYTES_MAX:
-            status = {k: v for k, v in event["status"].items() if len(msgpack.packb(v)) <= REPORT_PART_BYTES_MAX}
-            event = {**event, "status": {**status, "left_out": sorted(set(event["status"]) - set(status))}}
-        self.tell(["report", event])
+        """To the launcher, through the supervisor."""
+        self.tell(["report", packets.shortened(event)])
 
     def from_supervisor(self) -> None:
         """Spawned and exited servers, and the wish to stop."""
         while True:
             try:
-                data, fds = _receive_fds(self.control, 1 << 16)
+                data, fds = packets.receive(self.control, 1 << 16)
             except BlockingIOError:
                 return
             if not data:
@@ -467,8 +485,7 @@ class Loop:
         An operator's goes under `operator:PID.`, the beginning of the names of that process's sessions.
         """
         conn, _ = self.listener.accept()
-        credentials = conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-        pid, uid = int.from_bytes(credentials[:4], "little"), int.from_bytes(credentials[4:8], "little")
+        pid, uid = packets.peer(conn)
         self.from_supervisor()
         name, _ = self.pids.get(pid, ("", 0))
         if not name and pid and uid == os.getuid() and not self.why_no_operator(pid):
@@ -493,7 +510,7 @@ class Loop:
         """An offer or a wish; a malformed one closes the connection of its sender and nothing else."""
         conn, name = self.conns[fd]
         try:
-            data, fds = _receive_fds(conn, 4096)
+            data, fds = packets.receive(conn, 4096)
         except BlockingIOError:
             return
         except ConnectionResetError:
@@ -517,7 +534,7 @@ class Loop:
                     self._offered(name, fd, descriptor)
                     keep.append(descriptor)
                 case [pages.OFFER_END, 0], [descriptor]:
-                    if (made := direct.maker(descriptor)) != _peer_pid(conn):
+                    if (made := direct.maker(descriptor)) != packets.peer(conn)[0]:
                         raise RecurosError("E5-DENIED", f"pid {made} made this end, not {name}")
                     page = self.next_page
                     self.next_page += 1
@@ -570,19 +587,3 @@ def _too_many(handshakes: deque[int]) -> bool:
         return True
     handshakes.append(now)
     return False
-
-
-def _peer_pid(conn: socket.socket) -> int:
-    """The process that connected."""
-    return int.from_bytes(conn.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)[:4], "little")
-
-
-def _receive_fds(sock: socket.socket, size: int) -> tuple[bytes, list[int]]:
-    """One packet and its descriptors, without waiting (`socket.recv_fds` of Python 3.11 ignores its flags)."""
-    fds = array.array("i")
-    room = socket.CMSG_LEN(4 * fds.itemsize)
-    data, ancillary, _, _ = sock.recvmsg(size, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
-    for level, kind, body in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            fds.frombytes(body[: len(body) - len(body) % fds.itemsize])
-    return data, list(fds)

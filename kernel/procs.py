@@ -55,6 +55,29 @@ def ancestors(pid: int) -> list[int] | None:
     return None
 
 
+def has_file(pid: int, device: int, inode: int) -> bool | None:
+    """Whether a process maps a file or has it open; None where this process may not look."""
+    try:
+        with open(f"/proc/{pid}/maps", "rb") as maps:
+            for line in maps:
+                _, _, _, where, number, *_ = line.split(None, 5)
+                major, _, minor = where.partition(b":")
+                if int(number) == inode and os.makedev(int(major, 16), int(minor, 16)) == device:
+                    return True
+        for descriptor in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                found = os.stat(f"/proc/{pid}/fd/{descriptor}")
+            except FileNotFoundError:
+                continue  # closed meanwhile
+            if (found.st_dev, found.st_ino) == (device, inode):
+                return True
+    except PermissionError:
+        return None
+    except OSError:
+        return False  # it has gone
+    return False
+
+
 def describe(pid: int) -> str:
     """State, CPU time and (where this process may know) the place in the host's kernel, of a process that does not answer."""
     try:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from kernel import outbox
+from kernel import leases, outbox
 from kernel.broker import answer, cancel
 from kernel.caps import Cap
 from kernel.state import KERNEL, OPERATOR, Caller, State, Turn
@@ -128,6 +128,7 @@ def take(t: Turn, caller: Caller, a: dict[str, Any]) -> None:
 
 def _revoked(t: Turn, caller: Caller, cap: Cap, gone: list[Cap], *, taken: bool) -> None:
     cancelled = cancel(t, gone)
+    leases.revoked(t, gone)
     args = {"slot": cap.slot, "holder": cap.holder, "removed": len(gone), "cancelled": cancelled, "taken": taken}
     then = {"caller": caller, "values": {"removed": len(gone), "cancelled": cancelled}}
     outbox.record(t, "cap.revoke", args, actor=caller.principal, cap=t.cap, then="reply", then_data=then)

@@ -234,6 +234,7 @@ class Channel:
     bytes_max: int
     words: Generations = field(init=False)
     closed: bool = False
+    wants_out: bool = False  # whether it is watched for room
 
     def __post_init__(self) -> None:
         self.words = Generations(self.table.view)

@@ -18,6 +18,8 @@ ITEMS_MAX: Final = 65_536
 """Entries of one list or map inside a frame."""
 PAGE_BYTES_MAX: Final = 4 << 30
 PAGES_PER_PRINCIPAL_MAX: Final = 256
+PAGE_LEASE_NS: Final = 2_000_000_000
+"""How long a server may keep a page that was revoked; then it is killed."""
 CAPS_PER_PRINCIPAL_MAX: Final = 4_096
 MAILBOX_MESSAGES_DEFAULT: Final = 64
 MAILBOX_BYTES_DEFAULT: Final = 4 << 20

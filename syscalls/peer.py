@@ -9,9 +9,8 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import zmq
 
@@ -21,6 +20,7 @@ from syscalls.errors import RecurosError
 LOOK_S = 0.5
 """How often a waiting caller looks whether the runtime is still there."""
 if TYPE_CHECKING:
+    from syscalls.direct import Outgoing
     from syscalls.remote import Card
 
 REFUSED_EVENTS = zmq.EVENT_HANDSHAKE_FAILED_AUTH | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
@@ -28,12 +28,12 @@ PING_NR = abi.METHOD_BY_NAME["any.ping"].nr
 CALL_ROW = abi.SYSCALL_BY_NAME["call"]
 
 
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """A call that has been sent and not answered yet."""
+class Begun(NamedTuple):
+    """A call that has been sent and not answered yet; `channel` is the direct one that it went over, None: through the kernel."""
 
     id: int
     row: abi.Row
+    channel: Outgoing | None = None
 
 
 class Peer:

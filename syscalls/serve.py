@@ -41,7 +41,7 @@ from syscalls import abi, limits, wire
 from syscalls.errors import RecurosError
 from syscalls.pages import PageSocket, ReadPage, WritePage
 from syscalls.peer import Begun, Peer
-from syscalls.switch import DirectBegun, Switch
+from syscalls.switch import Switch
 
 Handler = Callable[..., "dict[str, Any] | None"]
 
@@ -129,7 +129,7 @@ class Kernel(Peer):
 
     def finish(self, begun: Begun, *, timeout_s: float | None = None) -> dict[str, Any]:
         """The answer to a call that was begun; raises what the server answered."""
-        if isinstance(begun, DirectBegun):
+        if begun.channel is not None:
             return self._direct.finish(begun, self.timeout_s if timeout_s is None else timeout_s)
         return super().finish(begun, timeout_s=timeout_s)
 
@@ -154,7 +154,7 @@ class Kernel(Peer):
             pass
         while self.deliveries or self._direct.calls:
             if self.deliveries:
-                self._direct.release_held()
+                self._direct.pause()
                 self._dispatch(self.deliveries.popleft())
             if self._direct.calls:
                 self._direct.dispatch(self._direct.calls.popleft())

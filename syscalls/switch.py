@@ -33,18 +33,6 @@ QUICK_NS: Final = 50_000
 """A method that took less than this the last time is quick: answers that wait to go in one system call are held up by it so much."""
 
 
-class DirectBegun(Begun):
-    """A call that went over a channel; `id` is the channel's own number."""
-
-    __slots__ = ("channel",)
-
-    def __init__(self, number: int, row: abi.Row, channel: direct.Outgoing) -> None:
-        super().__init__(number, row)
-        object.__setattr__(self, "channel", channel)
-
-    channel: direct.Outgoing
-
-
 class Switch:
     """Everything direct of one server."""
 
@@ -56,7 +44,6 @@ class Switch:
         self._out: dict[str, direct.Outgoing] = {}
         self._in: dict[int, direct.Incoming] = {}
         self._ends: dict[int, direct.Channel] = {}
-        self._watched: dict[int, int] = {}
         self.calls: deque[direct.DirectCall] = deque()
         self.granted: set[str] = set()  # servers that the manifest lets this one reach directly
         self._offered: dict[int, int] = {}  # the kernel's handle -> descriptor, of pages that may go over a channel
@@ -65,6 +52,10 @@ class Switch:
         self._serving: direct.DirectCall | None = None
         self._holding: dict[int, direct.Incoming] = {}  # channels with answers that have not left yet
         self._took_ns: dict[int, int] = {}  # method -> its CPU time the last time
+        self._mark_ns = (
+            0  # this process's CPU time at the end of the last call, if nothing else was done since; 0: it is not known
+        )
+        self._methods: dict[str, tuple[str, abi.Row]] = {}  # "server.method" -> server, row
 
     # --- the loop ---------------------------------------------------------------------------------------------------------
 
@@ -78,7 +69,7 @@ class Switch:
 
         The descriptor of a ZeroMQ socket speaks of edges: its state is asked before the wait, which also arms it, and again after.
         """
-        self.release_held()
+        self.pause()
         control = self._control
         kernel = bool(int(control.getsockopt(zmq.EVENTS)) & zmq.POLLIN)
         wait_ms = 0 if kernel or timeout_s <= 0 else max(1, int(timeout_s * 1000))
@@ -104,17 +95,15 @@ class Switch:
         self._watch(channel)
 
     def _watch(self, channel: direct.Channel) -> None:
-        fd = channel.end.fileno()
-        if fd in self._ends:
-            wanted = select.POLLIN | (select.POLLOUT if channel.end.backlog else 0)
-            if self._watched[fd] != wanted:
-                self._watched[fd] = wanted
-                self._poller.modify(fd, wanted)
+        """Wake up when there is room again for what the other side has not had room for."""
+        wants = channel.end.backlog > 0
+        if wants is not channel.wants_out and (fd := channel.end.fileno()) in self._ends:
+            channel.wants_out = wants
+            self._poller.modify(fd, select.POLLIN | (select.POLLOUT if wants else 0))
 
     def _add(self, channel: direct.Channel) -> None:
         self._ends[channel.end.fileno()] = channel
         self._poller.register(channel.end.fileno(), select.POLLIN)
-        self._watched[channel.end.fileno()] = select.POLLIN
 
     def _forget(self, channel: direct.Channel) -> None:
         fd = channel.end.fileno()
@@ -123,29 +112,36 @@ class Switch:
 
     # --- the caller's side ----------------------------------------------------------------------------------------------------
 
-    def begin(self, method: str, args: dict[str, Any]) -> DirectBegun | None:
+    def begin(self, method: str, args: dict[str, Any]) -> Begun | None:
         """Send a call over a channel; None where it goes through the kernel."""
-        server, _, name = method.partition(".")
+        if method not in self._methods:
+            server, _, name = method.partition(".")
+            if server not in self.granted:
+                return None
+            self._methods[method] = server, abi.method_of(server, name)
+        server, row = self._methods[method]
         if server not in self.granted:
             return None
-        row = abi.method_of(server, name)
-        values = row.bind(args)
-        handles = [values[i] for i in row.pages if values[i]]
-        if any(h not in self._offered for h in handles):
-            return None  # a page of somebody else's: the kernel relays it
+        values, fds = row.bind(args), []
+        if row.pages:
+            handles = [values[i] for i in row.pages if values[i]]
+            if any(h not in self._offered for h in handles):
+                return None  # a page of somebody else's: the kernel relays it
+            fds = [self._offered[h] for h in handles]
+            for i in row.pages:
+                values[i] = 1 if values[i] else 0
         channel = self._channel(server)
         if channel is None:
             return None
-        for i in row.pages:
-            values[i] = 1 if values[i] else 0
-        number = channel.send(row, values, [self._offered[h] for h in handles])
+        number = channel.send(row, values, fds)
         self._watch(channel)
-        return DirectBegun(number, row, channel)
+        return Begun(number, row, channel)
 
-    def finish(self, begun: DirectBegun, timeout_s: float) -> dict[str, Any]:
+    def finish(self, begun: Begun, timeout_s: float) -> dict[str, Any]:
         """The answer of a call that was begun; deliveries and other calls that arrive meanwhile are kept."""
-        channel, number = begun.channel, begun.id
-        deadline = time.monotonic() + timeout_s
+        number, _, channel = begun
+        assert channel is not None, "it went through the kernel"
+        deadline = 0.0 if number in channel.replies else time.monotonic() + timeout_s
         while number not in channel.replies:
             if channel.broken is not None:
                 raise channel.why()
@@ -289,7 +285,7 @@ class Switch:
             return
         if self._took_ns.get(frame.nr, QUICK_NS) >= QUICK_NS:
             self.release_held()  # who has been answered need not wait for this one
-        began_ns = time.process_time_ns()
+        began_ns = self._mark_ns or time.process_time_ns()
         self._serving, kept_from = call, self._next_local
         try:
             values = row.check_args(frame.args)
@@ -311,11 +307,17 @@ class Switch:
             for handle in range(kept_from, self._next_local, -1):
                 self.release(handle)
             call.close()
-        self._took_ns[frame.nr] = took_ns = time.process_time_ns() - began_ns
+        self._mark_ns = time.process_time_ns()
+        self._took_ns[frame.nr] = took_ns = self._mark_ns - began_ns
         channel.calls += 1
         channel.cpu_ns += took_ns
         if channel.calls - channel.told_calls >= REPORT_CALLS or channel.cpu_ns >= REPORT_CPU_NS:
             self._report(channel)
+
+    def pause(self) -> None:
+        """This server is about to wait, or to do something else than serving channels."""
+        self._mark_ns = 0
+        self.release_held()
 
     def release_held(self) -> None:
         """Send the answers that waited for one another; before this server waits for anything, or does something long."""
