@@ -245,7 +245,7 @@ SYSCALLS: Final[tuple[Row, ...]] = (
     Row(33, "channel_close", (_a("channel", "int"),), (), "The caller gives a direct channel up.", oneway=True),
     Row(34, "channel_report", (_a("channel", "int"), _a("calls", "int"), _a("refused", "int"), _a("cpu_ns", "int", "spent for the caller"),
                                _a("reason", "str", "how the caller broke the rules; empty: it did not"), _a("fatal", "bool", "the channel is closed")), (),
-        "The callee's account of a direct channel since the last one.", oneway=True),
+        "The callee's account of a direct channel since the last one; from the caller: how the callee broke the rules.", oneway=True),
     Row(35, "stage_done", (_a("snapshot", "str", "root id"),), (),
         "The archivist stored a snapshot that came over a direct channel.", R.KFS_APPEND, oneway=True),
     # --- windows and time --------------------------------------------------------------------------------------------

@@ -71,7 +71,7 @@ class Stubs(Peer):
     def channel_report(
         self, *, channel: int, calls: int, refused: int, cpu_ns: int, reason: str, fatal: bool
     ) -> dict[str, Any]:
-        """The callee's account of a direct channel since the last one."""
+        """The callee's account of a direct channel since the last one; from the caller: how the callee broke the rules."""
         return self.syscall(
             "channel_report", channel=channel, calls=calls, refused=refused, cpu_ns=cpu_ns, reason=reason, fatal=fatal
         )
