@@ -38,12 +38,15 @@ def parent_pid(pid: int) -> int | None:
 def ancestors(pid: int) -> list[int] | None:
     """The process and its ancestors, youngest first, up to init; None when nobody can tell them any more.
 
-    An ancestor may end during the walk: its children then have another parent, and the walk begins again.
+    An ancestor may end during the walk: its children then have another parent, and the walk begins again. Where the host hides other
+    users' processes (hidepid) the walk ends at the first of those: no server can become, or start, a process of another user.
     """
     for _ in range(3):
         line, at = [pid], pid
         while at > 1:
             above = parent_pid(at)
+            if above is None and _is_anothers(at):
+                return line
             if above is None:
                 break
             line.append(above)
@@ -53,6 +56,17 @@ def ancestors(pid: int) -> list[int] | None:
         if at == pid:
             return None
     return None
+
+
+def _is_anothers(pid: int) -> bool:
+    """Whether a process is there and belongs to another user."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def has_file(pid: int, device: int, inode: int) -> bool | None:
