@@ -178,7 +178,7 @@ def test_a_giant_frame_costs_its_sender_the_connection(runtime: Live, context: P
 
 
 def test_an_operator_on_the_page_socket_maps_what_its_own_sessions_hold_and_nothing_else(runtime: Live) -> None:
-    """A handle is nothing without its session, no session of another process can be named, and operators offer no pages."""
+    """A handle is nothing without its session, and no session of another process can be named, neither to map nor to offer."""
     path = runtime.sockets / "pages.sock"
     mine = PageSocket(path, runtime.client.principal)
     for handle in (0, 1, 2, 1 << 40):
@@ -193,9 +193,11 @@ def test_an_operator_on_the_page_socket_maps_what_its_own_sessions_hold_and_noth
         assert refused.value.code == "E2-WIRE"
         other.close()
     page = WritePage(64)
+    other = PageSocket(path, "operator:1.1")
     with pytest.raises(RecurosError) as refused:
-        mine.offer(page)
+        other.offer(page)
     assert refused.value.code == "E2-WIRE"
+    other.close()
     page.close()
     mine.close()
     assert runtime.refused("malformed page message") == before + 4

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from test_rights import Core
 
 from kernel.events import Effect, Kill, LeaseOver, PageKept, PageLeased, PageOffered, Tick
@@ -13,9 +15,9 @@ STAGE = abi.METHOD_BY_NAME["archivist.stage"]
 class Leasing(Core):
     """The core, with what it wants to know of pages and whom it kills."""
 
-    def __init__(self) -> None:
+    def __init__(self, **stanza: Any) -> None:
         self.effects: list[Effect] = []
-        super().__init__()
+        super().__init__(**stanza)
 
     def take(self, effects: list[Effect]) -> None:
         self.effects += [e for e in effects if isinstance(e, PageLeased | LeaseOver | Kill)]
@@ -63,7 +65,7 @@ def test_a_page_that_the_server_holds_by_another_capability_is_not_looked_for() 
 
 def test_a_page_that_came_with_a_call_is_its_callees_until_it_answers() -> None:
     """Or a caller could have a callee killed for being slow."""
-    core = Leasing()
+    core = Leasing(rights=["map", "exec", "grant", "revoke", "kfs-append"])
     slot = core.page()
     args = STAGE.bind({"window": 1, "refs": {}, "index": [], "page": slot})
     core.send("learner", "call", endpoint=core.caps["learner"]["archivist"], method=STAGE.nr, args=args)
