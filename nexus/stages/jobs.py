@@ -277,7 +277,7 @@ def _go_back(ctx: Context, plan: Plan, runtime: Any, ledger: JobLedger) -> None:
     assert guard.lost is not None
     reason = lost_by(guard)
     client.interrupt(kind="pause", reason=reason)
-    while (status := runtime.status()).get("window") and not status.get("error"):
+    while not runtime.ended and (status := runtime.status()).get("window") and not status.get("error"):
         runtime.event(POLL_S)
     ledger.read()
     best, lost = guard.best, guard.lost

@@ -31,22 +31,30 @@ ARMS: Final = {
     "control: anchor on random directions": "random",
 }
 CAPABILITY: Final = "sort"
-SHORT: Final = 0.5
-"""Share of the adapter's steps that an arm gets: at full length every arm is at the ceiling."""
+BARE: Final = "the backbone alone"
+HALF_TAUGHT: Final = 0.4
+"""Share of the backbone's steps before the arms: no adapter sorts alone, since it changes no attention; a whole backbone needs none."""
 
 
 def arms(ctx: Context, seeds: int) -> list[dict[str, Any]]:
-    """Every arm and seed: the adapter's ratio on validation items, and how the anchor's error went."""
+    """Every arm and seed on one half-taught backbone: the adapter's ratio on validation items, and how the anchor's error went."""
     capability = ctx.app.capability(CAPABILITY)
     data = distill.synthesize(ctx, capability)
     contract = ctx.app.contracts[CAPABILITY]
     teacher = distill.teacher_scores(ctx, CAPABILITY, "validation").mean()
     rank = profile.planned_rank(ctx, CAPABILITY)["rank"]
-    steps = max(1, int((capability.steps or ctx.app.table.training.adapter_steps) * SHORT))
+    steps = capability.steps or ctx.app.table.training.adapter_steps
     training, seed = ctx.app.table.training, ctx.app.table.app.seed
     same = {"engine": "in-process", "policy": type(training.policy)()}
     rows = []
     try:
+        ctx.app.table.training = training.model_copy(update={**same, "steps": int(training.steps * HALF_TAUGHT)})
+        distill.train_backbone(ctx)
+        base = distill.student_scores(
+            distill.load_student(ctx.paths.backbone), None, ctx.data(CAPABILITY)["validation"], contract.metric
+        ).mean()
+        rows.append({"arm": BARE, "seed": seed, "ratio": float(base / teacher), "anchor": {}})
+        print(rows[-1], flush=True)
         for number in range(seeds):
             for arm, kind in ARMS.items():
                 ctx.app.table.training = training.model_copy(update={**same, "anchor": kind})
@@ -55,8 +63,8 @@ def arms(ctx: Context, seeds: int) -> list[dict[str, Any]]:
                 job = jobs.Job(
                     f"arm-{kind}", CAPABILITY, rank, None, data, steps, training.adapter_batch, training.adapter_lr
                 )
-                tensors, figures = jobs.train(ctx, job, ctx.paths.student)
-                student = distill.load_student(ctx.paths.student)
+                tensors, figures = jobs.train(ctx, job, ctx.paths.backbone)
+                student = distill.load_student(ctx.paths.backbone)
                 student.add_adapter(CAPABILITY, rank, seed=seed + number).load_state_dict(tensors)
                 samples = ctx.data(CAPABILITY)["validation"]
                 with torch.no_grad():
@@ -106,14 +114,14 @@ def page(results: dict[str, Any]) -> str:
         "",
         f"## The anchor on `{CAPABILITY}`, {results['seeds']} seeds",
         "",
-        f"The adapter is trained on the backbone as it was made, for {SHORT:.0%} of its steps: after the backbone's own training, or at "
-        "full length, every arm is at the ceiling. All arms have the same reserved channels, protected weights and attention anchor where "
-        "they have an anchor; the control differs from B in the directions alone.",
+        f"The adapter is trained on a backbone that had {HALF_TAUGHT:.0%} of its steps: on an untaught one no adapter sorts, since it "
+        "changes no attention, and on a whole one every arm is at the ceiling. All arms have the same reserved channels, protected weights "
+        "and attention anchor where they have an anchor; the control differs from B in the directions alone.",
         "",
         "| arm | ratio on validation, by seed | mean | anchor's error, first and last windows |",
         "|---|---|---|---|",
     ]
-    for arm in ARMS:
+    for arm in (BARE, *ARMS):
         rows = [r for r in results["arms"] if r["arm"] == arm]
         errors = [f"{a['first']:.3f} to {a['last']:.3f}" for r in rows if "first" in (a := r["anchor"])]
         ratios = ", ".join(f"{r['ratio']:.4f}" for r in rows)

@@ -43,6 +43,20 @@ data = { kind = "jsonl", path = "word.jsonl", train = 200, validation = 20, test
 """
 
 
+STEPS = 200
+MORE = """
+anchor = "pca"
+eval-every = 2
+policy = { pack = "starter" }
+[profiling]
+items = 20
+pilot-items = 10
+key-layers = 1
+[[teacher]]
+"""
+ANCHORED = APP.replace("\n[[teacher]]\n", MORE).replace("window = 10", "window = 5")
+
+
 def write_files(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(
         "ModelName,Parameters,Category,BestFeature\nmini/word,1M,text,a word\n", encoding="utf-8"
@@ -62,16 +76,22 @@ def trained(ctx: Context, engine: str) -> tuple[dict[str, torch.Tensor], dict[st
 
 @pytest.mark.timeout(600)
 def test_windows_train_an_adapter_to_the_same_bits_as_one_process(tmp_path: Path) -> None:
+    """Under a policy that changes nothing, with both anchors."""
     write_files(tmp_path)
-    (tmp_path / "app.toml").write_text(APP, encoding="utf-8")
+    text = ANCHORED.replace('policy = { pack = "starter" }', "").replace(
+        "steps = 20\nwindow = 5", "steps = 20\nwindow = 10"
+    )
+    (tmp_path / "app.toml").write_text(text, encoding="utf-8")
     with runs.opened(tmp_path / "run", tmp_path / "app.toml") as ctx:
         scope.scope(ctx)
         scope.registry(ctx)
+        profile.profile(ctx)
         architect.architect(ctx)
         distill.synthesize(ctx, ctx.app.capability("word"))
-        here, _ = trained(ctx, "in-process")
+        here, alone = trained(ctx, "in-process")
         there, figures = trained(ctx, "windows")
     assert (figures["path"], figures["windows"]) == ("windows", 2)
+    assert alone["anchor"] == figures["anchor"]
     assert here.keys() == there.keys()
     assert all(torch.equal(here[name], there[name]) for name in here)
     assert any(float(value.abs().max()) > 0 for name, value in there.items() if name.endswith("up"))
@@ -80,20 +100,6 @@ def test_windows_train_an_adapter_to_the_same_bits_as_one_process(tmp_path: Path
         leaves = store.snapshot(str(commit.result_snap))
     assert not [path for path in leaves if path.startswith("teacher/")]  # no snapshot holds a teacher
     assert not [path for path in leaves if path.startswith("student/") and "embed" in path]  # nor the frozen backbone
-
-
-STEPS = 200
-MORE = """
-anchor = "pca"
-eval-every = 2
-policy = { pack = "starter" }
-[profiling]
-items = 20
-pilot-items = 10
-key-layers = 1
-[[teacher]]
-"""
-ANCHORED = APP.replace("\n[[teacher]]\n", MORE).replace("window = 10", "window = 5")
 
 
 @pytest.mark.timeout(600)
