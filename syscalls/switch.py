@@ -178,6 +178,8 @@ class Switch:
 
     def _open(self, server: str) -> direct.Outgoing | None:
         kernel = self._kernel
+        if server not in kernel.caps:
+            return None  # an operator took the endpoint before this process was born; the call itself says so
         mine, theirs = direct.pair()
         try:
             end = kernel.offer_end(theirs)

@@ -163,6 +163,8 @@ class Actor:
     def call(self, method: str, **args: Any) -> Run:
         server, _, name = method.partition(".")
         row = abi.method_of(server, name)
+        if server not in self.p.caps:  # as syscalls.peer says it
+            raise RecurosError("E5-DENIED", f"no endpoint to {server} was granted at hello")
         reply = yield from self.syscall("call", endpoint=self.p.caps[server], method=row.nr, args=row.bind(args))
         return row.check_reply(reply["reply"])
 
