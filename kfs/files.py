@@ -214,6 +214,10 @@ class Files:
     def _write_all(self, fd: int, buffers: Sequence[Buffer], offset: int) -> int:
         """Write every buffer from `offset` on, however many calls it takes; returns the end offset."""
         views = [view for view in map(byte_view, buffers) if view.nbytes]
+        if len(views) == 1 and views[0].nbytes < _WRITEBACK_BYTES:  # a frame of the ledger, on the path of every append
+            written = self._os.pwritev(fd, views, offset)
+            offset += written
+            views = [views[0][written:]] if written < views[0].nbytes else []
         while views:
             chunk: list[memoryview] = []
             room = _WRITEBACK_BYTES

@@ -432,7 +432,8 @@ def _check_plain(record: Record, name: str, value: Any, depth: int) -> None:
         if kind is dict and not all([type(key) is str for key in value]):
             raise RecurosError("E2-LIMIT", f"record {record.kind}: {name} holds a map whose keys are not all text")
         for item in value.values() if kind is dict else value:
-            if type(item) not in _NO_CONTENT:
+            inner = type(item)
+            if inner not in _NO_CONTENT and (inner is not int or not _I64_MIN <= item < _I64_END):
                 _check_plain(record, name, item, depth - 1)
     elif kind is int:
         if not _I64_MIN <= value < _I64_END:
