@@ -101,6 +101,8 @@ class LedgerReader:
         """Take every whole frame in `chunk`, which starts at `end`; False when the scan has to stop at damage."""
         base, at = self.end, 0
         while at < len(chunk):
+            if at and len(chunk) - at < _HEAD.size and base + len(chunk) < file_bytes:
+                break  # the chunk ends inside a frame's header
             reason, length = _check_head(chunk[at : at + _HEAD.size], self.size, file_bytes - base - at)
             if not reason and at + _HEAD.size + length > len(chunk):
                 if at:

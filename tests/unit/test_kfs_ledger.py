@@ -41,6 +41,21 @@ def root_of(leaves: list[bytes]) -> bytes:
     return tree.root()
 
 
+@pytest.mark.parametrize("chunk_bytes", range(60, 110))
+def test_a_chunk_may_end_anywhere_in_a_frame(path: Path, monkeypatch: pytest.MonkeyPatch, chunk_bytes: int) -> None:
+    records = [bytes([n]) * (n % 23) for n in range(1, 60)]
+    write(path, *([record] for record in records))
+    monkeypatch.setattr("kfs.ledger._CHUNK_BYTES", chunk_bytes)
+    found, reader = read(path)
+    assert (found, reader.damage) == (records, None)
+    write(path, [b"more"])
+    assert read(path)[0] == [*records, b"more"]
+    path.write_bytes(path.read_bytes()[:-9])  # what is really cut off is still seen
+    cut = read(path)[1].damage
+    assert cut is not None
+    assert (cut.seq, cut.valid_after) == (59, False)
+
+
 def test_the_file_is_the_documented_bytes(path: Path) -> None:
     write(path, [b"one", b"two!"])
     assert path.read_bytes() == bytes.fromhex(
