@@ -68,7 +68,7 @@ def test_evidence_is_the_golden_one_and_names_what_it_started_from() -> None:
         state, "b3:" + "2" * 64, {"kl": 0.5}, Decision({"temperature": 2.0}), {"a": 1.0}, state.origin()
     )
     assert read_evidence(first)["before"]["evidence"] == ""
-    assert state.origin() == {"evidence": state.evidence, "held_out": [0, 0.0, 0.0, False, None, None]}
+    assert state.origin() == {"evidence": state.evidence, "held_out": [0, 0.0, 0.0, False, None, None, ""]}
     state.window = 5
     second = encode_evidence(state, "b3:" + "3" * 64, {}, Decision(), {}, state.origin())
     assert read_evidence(second)["before"]["evidence"].startswith("b3:")
