@@ -90,9 +90,8 @@ class CapTable:
     def require(self, holder: str, slot: int, right: Right, what: str) -> Cap:
         """The capability if it carries `right`; E5-DENIED names caller, right and what the caller does hold."""
         cap = self.get(holder, slot)
-        if int(right) & ~int(
-            cap.rights
-        ):  # as integers: an enum's operators cost microseconds, and this is on the way of every message
+        # As integers: an enum's operators cost microseconds, and this is on the way of every message.
+        if int(right) & ~int(cap.rights):
             raise RecurosError(
                 "E5-DENIED",
                 f"{what}: {holder} lacks the right {', '.join(right_names(right & ~cap.rights))}"

@@ -148,9 +148,8 @@ class Peer:
 
     def _check_there(self, what: str) -> None:
         """Raise what a runtime that has gone, or that does not let this peer in, comes to."""
-        if (
-            isinstance(self._endpoint, Path) and not self._endpoint.exists()
-        ):  # the supervisor removes it with its kernel
+        # The supervisor removes the socket with its kernel.
+        if isinstance(self._endpoint, Path) and not self._endpoint.exists():
             raise RecurosError("E3-GONE", f"{what}: the runtime has gone", hint="recuros logs kernel; recuros boot")
         if not self._monitor.poll(0):
             return

@@ -52,9 +52,8 @@ class Switch:
         self._serving: direct.DirectCall | None = None
         self._holding: dict[int, direct.Incoming] = {}  # channels with answers that have not left yet
         self._took_ns: dict[int, int] = {}  # method -> its CPU time the last time
-        self._mark_ns = (
-            0  # this process's CPU time at the end of the last call, if nothing else was done since; 0: it is not known
-        )
+        # This process's CPU time at the end of the last call, if nothing else was done since; 0: it is not known.
+        self._mark_ns = 0
         self._methods: dict[str, tuple[str, abi.Row]] = {}  # "server.method" -> server, row
 
     # --- the loop ---------------------------------------------------------------------------------------------------------
