@@ -313,8 +313,12 @@ def test_a_teacher_comes_a_refinement_comes_and_a_capability_goes(made: Path) ->
             assert [c.name for c in ctx.live()] == ["word", "third"]
             assert not {5, 6} & set(ctx.state.stages)  # what is left has to be proved again
             assert {c.name: ctx.cap(c.name).status for c in ctx.live()} == {"word": "passed", "third": "passed"}
+            summary = runs.run(ctx)
     after = {n: (made / "checkpoints" / f"{n}.safetensors").read_bytes() for n in ("sort", "word")}
     assert after == before
+    assert summary["verdict"] == "pass"
+    capabilities = json.loads((made / "nexus_bundle_v1" / "manifest.json").read_text(encoding="utf-8"))["capabilities"]
+    assert set(capabilities) == {"word", "third"}
 
 
 def test_a_black_box_is_a_command_or_on_this_host(tmp_path: Path) -> None:
