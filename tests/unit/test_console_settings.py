@@ -320,6 +320,7 @@ def test_progress_on_a_terminal_is_a_bar_on_stderr(
     now = [0.0]
     monkeypatch.setattr("console.progress.time.monotonic", lambda: now[0])
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")  # whoever runs the tests may sit at a dumb one, which gets lines
     with progress("export", moving=True, quiet=False) as tell:
         now[0] = 3.0
         tell("proofs", 3, 7)
